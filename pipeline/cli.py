@@ -1,0 +1,366 @@
+"""The `pipeline` command: data on stdout, all else on stderr; exit code 0 done, 2 wrong input, 1 the rest.
+
+Dask, xarray and scikit-learn take seconds to import, so that each command imports what it needs when it is called:
+`--help` must not wait for them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline import __version__
+from pipeline.console import say, showing_progress
+from pipeline.errors import InputError, PipelineError, PlanError, StoreError
+
+if TYPE_CHECKING:
+    from pipeline.jobs.spec import JobSpec
+    from pipeline.subspace import Subspace
+
+__all__ = ["main"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _OneSentence(click.Group):
+    """A group whose commands end in one sentence and an exit code, never in a traceback (unless asked for)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params["debug"]
+        try:
+            with warnings.catch_warnings():
+                if not debug:  # warnings of libraries are for developers
+                    warnings.simplefilter("ignore")
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            say("pipeline: interrupted")
+            ctx.exit(130)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            sentence, code = _verdict(error)
+            say(f"pipeline: {sentence}")
+            ctx.exit(code)
+
+
+def _verdict(error: Exception) -> tuple[str, int]:
+    """What a person is told about an error, and the exit code."""
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "pipeline"
+        return f"{error.format_message().rstrip('.')} (see '{where} --help')", 2
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, PipelineError):
+        return str(error), 2 if isinstance(error, InputError | StoreError | PlanError) else 1
+    return f"{type(error).__name__}: {error}; rerun as 'pipeline --debug ...' for the traceback", 1
+
+
+@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pipeline")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="No progress and messages on stderr, errors only.")
+def main(debug: bool, quiet: bool) -> None:
+    """Find, keep and serve the dominant subspaces of matrices far larger than memory."""
+
+
+def _several(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_source_options = _several(
+    click.option("--variable", multiple=True, metavar="NAME", help="Variable inside a group; repeat to join several."),
+    click.option("--sample-dim", "sample_dims", multiple=True, metavar="DIM", help="Dim of samples; may be repeated."),
+    click.option("--weights", metavar="coslat", help="Weigh features by sqrt(cos(latitude))."),
+    click.option(
+        "--select",
+        multiple=True,
+        metavar="DIM=START:STOP",
+        help="Part of a dim: ints are positions, dates and numbers with a point are labels; may be repeated.",
+    ),
+)
+_model_options = _several(
+    click.option("-n", "n_components", required=True, metavar="K", help="How many, a fraction of variance, or auto."),
+    click.option("--solver", default="auto", show_default=True, help="Name of a solver."),
+    click.option("--tol", metavar="T", help="Certified bound on the sine of the largest angle."),
+    click.option("--scale", metavar="std", help="Divide features by their standard deviation."),
+    click.option("--missing", default="error", show_default=True, help="What to do with NaN: error or mean."),
+    click.option("--memory-limit", metavar="BYTES", help="Of a worker, such as 2GB."),
+    click.option("--no-center", is_flag=True, help="Do not subtract the mean."),
+    click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of random numbers."),
+)
+_scheduler = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _source(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The source section of a job, from the options of a command."""
+    select = {}
+    for text in options.pop("select"):
+        dim, equals, stretch = text.partition("=")
+        if not equals:
+            raise InputError(f"--select {text}: expected DIM=START:STOP")
+        select[dim] = stretch
+    names = {key: list(options.pop(key)) or None for key in ("variable", "sample_dims")}
+    # One name means that variable, as in Python; a list would mean several that are joined.
+    names = {key: value[0] if value and len(value) == 1 else value for key, value in names.items()}
+    return {"path": path, **names, "weights": options.pop("weights"), "select": select or None}
+
+
+def _model(options: dict[str, Any]) -> dict[str, Any]:
+    """The model section of a job, from the options of a command."""
+    from pipeline.jobs.spec import scalar
+
+    return {"n_components": scalar(options.pop("n_components")), "center": not options.pop("no_center"), **options}
+
+
+@main.command()
+@click.argument("source")
+@_model_options
+@_source_options
+@click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
+@click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@_scheduler
+@_overwrite
+@click.pass_context
+def fit(
+    ctx: click.Context,
+    source: str,
+    out: str,
+    scores: str | None,
+    scheduler: str | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Fit the leading K components of SOURCE and write them to MODEL."""
+    from pipeline.jobs.spec import parse_job
+
+    job = parse_job(
+        {
+            "source": _source(source, options),
+            "model": _model(options),
+            "output": {"model": out, "scores": scores, "overwrite": overwrite},
+            "cluster": {"address": scheduler} if scheduler else None,
+        }
+    )
+    _run(ctx, job)
+
+
+@main.command()
+@click.argument("job", metavar="JOB.yaml")
+@_scheduler
+@_overwrite
+@click.pass_context
+def run(ctx: click.Context, job: str, scheduler: str | None, overwrite: bool) -> None:
+    """Run the whole job that JOB.yaml describes."""
+    from pipeline.jobs.spec import ClusterSpec, load_job
+
+    spec = load_job(job)
+    if scheduler:
+        spec = spec.model_copy(update={"cluster": ClusterSpec(address=scheduler)})
+    if overwrite:
+        spec = spec.model_copy(update={"output": spec.output.model_copy(update={"overwrite": True})})
+    _run(ctx, spec)
+
+
+def _run(ctx: click.Context, job: JobSpec) -> None:
+    from pipeline.jobs.run import run_job
+
+    with showing_progress(_quiet(ctx)):
+        result = run_job(job)
+    if not _quiet(ctx):
+        say(str(result.subspace))
+    for written in filter(None, (result.model, result.scores, result.report)):
+        click.echo(written)
+
+
+def _quiet(ctx: click.Context) -> bool:
+    return bool(ctx.find_root().params["quiet"])
+
+
+@main.command()
+@click.argument("source")
+@_model_options
+@_source_options
+@_scheduler
+@_json
+def plan(source: str, scheduler: str | None, as_json: bool, **options: Any) -> None:
+    """Say what a fit would cost; nothing is run.
+
+    Solver and why, passes over SOURCE, bytes read, peak memory of a worker, blocks kept, seconds.
+    """
+    from pipeline.jobs.spec import ModelSpec, SourceSpec, parse
+
+    source_spec, model_spec = parse(SourceSpec, _source(source, options)), parse(ModelSpec, _model(options))
+
+    from pipeline.jobs.cluster import cluster_client
+    from pipeline.jobs.run import make_estimator, open_source
+    from pipeline.plans import plan as plan_fit
+
+    with cluster_client(scheduler):
+        planned = plan_fit(open_source(source_spec), make_estimator(model_spec))
+    click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else str(planned))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("source")
+@_source_options
+@click.option("--out", required=True, metavar="SCORES", help="Zarr store to write the scores to.")
+@_scheduler
+@_overwrite
+@click.pass_context
+def transform(
+    ctx: click.Context, model: str, source: str, out: str, scheduler: str | None, overwrite: bool, **options: Any
+) -> None:
+    """Write the scores of samples to SCORES.
+
+    The samples of SOURCE are projected on the components of MODEL.
+    """
+    from pipeline.jobs.spec import SourceSpec, parse
+
+    spec = parse(SourceSpec, _source(source, options))
+
+    from pipeline.jobs.cluster import cluster_client
+    from pipeline.jobs.run import check_outputs, write_scores
+    from pipeline.store import load
+
+    check_outputs([out], source, overwrite=overwrite)
+    subspace = load(model)
+    with cluster_client(scheduler), showing_progress(_quiet(ctx)):
+        write_scores(subspace, spec, out, overwrite=overwrite)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("model")
+@_json
+def inspect(model: str, as_json: bool) -> None:
+    """Say what is in MODEL, in words and as a table."""
+    from pipeline.store import load
+
+    facts = _facts(load(model))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        _print_model(facts)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", required=True, metavar="FILE.html", help="HTML file to write.")
+@click.option("--scores", metavar="STORE", help="Scores as `transform` or `fit --scores` wrote them.")
+@_overwrite
+def report(model: str, out: str, scores: str | None, overwrite: bool) -> None:
+    """Write an HTML page about MODEL.
+
+    Scree, maps of the modes, scores where given, certificate: one file that needs nothing else.
+    """
+    from pipeline.jobs.run import check_outputs
+    from pipeline.report import write_report
+    from pipeline.store import load
+
+    check_outputs([out], model, overwrite=overwrite)
+    write_report(load(model), out, scores=None if scores is None else _stored_scores(scores))
+    click.echo(out)
+
+
+def _stored_scores(store: str) -> Any:
+    import xarray as xr
+
+    try:
+        with xr.open_zarr(store) as ds:
+            return ds["scores"].load()
+    except Exception as error:  # whatever the storage below raises, the way out is the same
+        raise StoreError(f"{store} holds no scores that can be read ({error}): write them with transform") from error
+
+
+def _facts(subspace: Subspace) -> dict[str, Any]:
+    """All that `inspect` tells, as plain JSON values."""
+    import numpy as np
+
+    columns = {
+        "singular_value": subspace.singular_values,
+        "explained_variance": subspace.explained_variance,
+        "explained_variance_ratio": subspace.explained_variance_ratio,
+        "cumulative_ratio": np.cumsum(subspace.explained_variance_ratio),
+        "residual": subspace.residual,
+        "sin_angle_bound": np.sin(subspace.angle_bounds),
+    }
+    labels = subspace.features
+    return {
+        "n_components": subspace.k,
+        "n_samples": subspace.n_samples,
+        "n_features": subspace.n_features,
+        "features": dict(zip(labels.dims, labels.sizes, strict=True)) if labels else {"feature": subspace.n_features},
+        "features_without_values": int(subspace.n_features - subspace.present.sum()),
+        "centered": subspace.centered,
+        "scaled": subspace.scale is not None,
+        "weighted": subspace.weights is not None,
+        "total_variance": subspace.total_variance,
+        "passes": subspace.passes,
+        "provenance": dict(subspace.provenance),
+        "modes": [
+            {"mode": i + 1, **{name: float(values[i]) for name, values in columns.items()}} for i in range(subspace.k)
+        ],
+    }
+
+
+def _words(facts: dict[str, Any]) -> dict[str, str]:
+    """What a model is, without its modes: a name and some words a line."""
+    dims = " x ".join(f"{dim} {size}" for dim, size in facts["features"].items())
+    empty = facts["features_without_values"]
+    done = [word for word in ("centered", "scaled", "weighted") if facts[word]]
+    told = {
+        "components": str(facts["n_components"]),
+        "samples": f"{facts['n_samples']:g}",
+        "features": f"{facts['n_features']} ({dims})" + (f", {empty} of them without values" if empty else ""),
+        "preprocessing": ", ".join(done) or "none",
+        "total variance": f"{facts['total_variance']:.6g}",
+        "passes": str(facts["passes"]),
+    }
+    for name, value in facts["provenance"].items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}={v}" for k, v in value.items() if v is not None)
+        if not isinstance(value, list):  # one entry a walk, for the report
+            told[name.replace("_", " ")] = str(value)
+    return told
+
+
+def _print_model(facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    # In a pipe nothing is cut or wrapped: the width is that of the widest line.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100_000)
+    words = _words(facts)
+    about = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+    for name, value in words.items():
+        about.add_row(Text(name, style="bold"), Text(value))
+    modes = Table(box=box.SIMPLE_HEAD if console.is_terminal else None)
+    for head in ("mode", "singular value", "variance %", "cumulative %", "residual", "sin angle <="):
+        modes.add_column(head, justify="right")
+    for m in facts["modes"]:
+        shares = (f"{100 * m[name]:.3f}" for name in ("explained_variance_ratio", "cumulative_ratio"))
+        bounds = (f"{m[name]:.1e}" for name in ("residual", "sin_angle_bound"))
+        modes.add_row(str(m["mode"]), f"{m['singular_value']:.6g}", *shares, *bounds)
+    console.print(about, Text(), modes, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The one loop: it walks, lets the solver step, and stops with a reason; every solver runs in it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConvergenceError, InputError, NonfiniteError
+from pipeline.folds import Defects
+from pipeline.matrix import Matrix
+from pipeline.solvers import Solver
+from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
+from pipeline.sources import ROWS
+from pipeline.subspace import Subspace
+from pipeline.walk import walk
+
+__all__ = ["check_entries", "solve"]
+
+_WHY = {
+    LIMIT: "the limit of passes was reached",
+    STALLED: "further passes do not improve it (rounding)",
+    NO_GAP: "the spectrum has no gap after the last component that arithmetic can resolve",
+    CONVERGED: "its storage precision is coarser than that",
+    COMPLETE: "",
+}
+
+
+def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
+    """Run a solver on a matrix until it is done.
+
+    Parameters
+    ----------
+    X : Matrix
+    solver : Solver
+
+    Returns
+    -------
+    Subspace
+        With `provenance` of the solver, the reason of its end and the cost of each pass.
+
+    Raises
+    ------
+    InputError
+        When entries are NaN or Inf (it names the first), or the settings do not fit the matrix.
+    ConvergenceError
+        When `tol` could not be met; it carries the best subspace.
+    """
+    cost, tol = solver.cost(X), solver.settings.tol
+    state, passes = solver.init(X), None if tol is not None else cost.passes
+    walks: list[dict[str, Any]] = []
+    while (reason := solver.done(state)) is None:
+        fold = solver.fold(X, state)
+        matrix = X if fold.side == X.side else X.T
+        try:
+            summary, tally = walk(
+                matrix, fold, summary_bytes=cost.summary_bytes, pass_number=len(walks) + 1, passes=passes
+            )
+        except NonfiniteError as error:
+            check_entries(X)
+            raise InputError(f"{X.name}: {error}") from error
+        walks.append({"pass": len(walks) + 1, **asdict(tally)})
+        state = solver.step(X, state, summary)
+    found = solver.result(X, state)
+    found = replace(found, provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks)})
+    if tol is not None and np.sin(found.angle_bound) > tol:
+        raise ConvergenceError(
+            f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "
+            f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
+            found,
+        )
+    return found
+
+
+def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
+    """Raise InputError that names the first NaN or Inf among the entries, if there is one (one pass).
+
+    Features that are NaN in every sample do not count, nor those outside `present` (d,) where it is given.
+    """
+    rows = X if X.side == ROWS else X.T
+    found, _ = walk(rows, Defects(X.work_dtype))
+    place = found.place(present)
+    if place is None:
+        return
+    row, feature, number = place
+    value = rows.rows(row, row + 1).read(0)[0, feature]
+    where = f"{X.samples.describe(row)}; {X.features.describe(feature)}"
+    raise InputError(
+        f"{X.name} holds {'NaN' if np.isnan(value) else 'infinity (inf)'} at row {row}, feature {feature} ({where}), "
+        f"the first of {number} such entries: fill them, or leave those samples or features out with select"
+    )
+
+
+def _plain(walks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = {"nbytes": "bytes"}
+    return [{names.get(k, k): round(v, 6) if isinstance(v, float) else v for k, v in w.items()} for w in walks]

@@ -1,0 +1,6 @@
+"""Estimators with scikit-learn's names and contract over the solvers."""
+
+from pipeline.estimators.pca import PCA
+from pipeline.estimators.truncated_svd import TruncatedSVD
+
+__all__ = ["PCA", "TruncatedSVD"]

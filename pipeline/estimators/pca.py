@@ -1,0 +1,196 @@
+"""`PCA`: principal components of anything that `open_matrix` opens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline.errors import InputError
+from pipeline.estimators.components import Components, settings_of
+from pipeline.estimators.containers import open_for_fit
+from pipeline.rowwise import RowFunction, gathered
+from pipeline.solvers import Settings
+from pipeline.subspace import Subspace
+
+__all__ = ["PCA"]
+
+
+class PCA(Components):
+    """Principal component analysis of matrices of any size, with a certificate.
+
+    Parameters
+    ----------
+    n_components : int, float or 'auto', optional
+        How many; a fraction in (0, 1) of the variance; 'auto': as many as rise above the noise (Gavish and Donoho
+        2014); None: min(n_samples, n_features).
+    center : bool
+        Subtract the mean.
+    scale : {None, 'std', 'genotype'}
+        Divide features by their standard deviation, or by sqrt(2 p (1 - p)) of allele counts with frequency p.
+    solver : str
+        'gram', 'dual_gram', 'randomized', or 'auto': the one that the plan finds cheapest.
+    tol : float, optional
+        Certified bound on the sine of the largest principal angle; None: the solver's default effort.
+    missing : {'error'}
+        What to do with NaN entries, other than features that are NaN in every sample.
+    memory_limit : int or str, optional
+        Bytes a worker, or a size such as '2GB'.
+    checkpoint : None
+        Store for resumable state.
+    random_state : int, RandomState or None
+        Of the randomized solver.
+    whiten : bool
+        Divide scores by the standard deviation of their column.
+
+    Attributes
+    ----------
+    components_ : (k, d) array
+        Orthonormal rows, in weighted and scaled units.
+    explained_variance_, explained_variance_ratio_, singular_values_ : (k,) arrays
+    mean_ : (d,) array
+    n_components_, n_samples_, n_features_in_ : int
+    noise_variance_ : float
+        Mean variance of the directions left out (Tipping and Bishop 1999).
+    subspace_ : Subspace
+        All of it with the certificate.
+    plan_ : Plan
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 5)) + 0.01 * rng.normal(size=(300, 5))
+    >>> pca = PCA(n_components=0.999).fit(X)
+    >>> pca.n_components_, pca.transform(X[:3]).shape
+    (2, (3, 2))
+    """
+
+    def __init__(
+        self,
+        n_components: int | float | str | None = None,
+        center: bool = True,
+        scale: str | None = None,
+        solver: str = "auto",
+        tol: float | None = None,
+        missing: str = "error",
+        memory_limit: int | str | None = None,
+        checkpoint: Any = None,
+        random_state: Any = 0,
+        whiten: bool = False,
+    ) -> None:
+        self.n_components = n_components
+        self.center = center
+        self.scale = scale
+        self.solver = solver
+        self.tol = tol
+        self.missing = missing
+        self.memory_limit = memory_limit
+        self.checkpoint = checkpoint
+        self.random_state = random_state
+        self.whiten = whiten
+
+    def settings(self) -> Settings:
+        """What is asked of a solver; raises InputError for parameters that cannot be."""
+        return settings_of(self, self.center, self.scale)
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Add a batch of samples (m, d) to what was fitted so far; batches may be of any height.
+
+        The first batch is fitted; every further one is merged into the subspace, which keeps n_components of it: the
+        certificate says what truncation may have cost. Raises InputError where features or n_components changed.
+        """
+        settings = self.settings()
+        if settings.scale is not None:
+            raise InputError("partial_fit cannot scale, as the spread changes with every batch: scale the data first")
+        first = not hasattr(self, "subspace_")
+        if not first and self._asked != self.n_components:
+            raise InputError(f"n_components was {self._asked} in earlier batches and is {self.n_components} now")
+        batch = open_for_fit(self, X, reset=first)
+        rows = gathered(batch, RowFunction(np.array, batch.shape[1], batch.work_dtype, "rows"))
+        old = _nothing(batch.shape[1], settings, batch) if first else self.subspace_
+        new = old.of_rows(rows)
+        merged = new if first else old.merge(new, n_components=old.k + new.k + 1)
+        self._keep(self._kept(merged, settings))
+        return self
+
+    def _kept(self, merged: Subspace, settings: Settings) -> Subspace:
+        squares = np.square(merged.singular_values)
+        wanted = settings.rank.wanted
+        if isinstance(wanted, int | np.integer):
+            k = min(int(wanted), merged.k)
+        elif wanted is None:
+            k = merged.k
+        else:
+            k = settings.rank.resolve(squares, float(squares.sum()), int(merged.n_samples), merged.n_features)
+        return merged.truncate(max(1, min(k, merged.k)))
+
+    def _keep(self, subspace: Subspace) -> None:
+        super()._keep(subspace)
+        self._asked = self.n_components
+        self.mean_ = subspace.offset if subspace.present.all() else np.where(subspace.present, subspace.offset, np.nan)
+        left = min(int(subspace.n_samples), int(subspace.present.sum())) - subspace.k
+        self.noise_variance_ = subspace.unexplained_variance / left if left > 0 else 0.0
+
+    def score_samples(self, X: Any) -> Any:
+        """Log-likelihood of each sample (n,) under probabilistic PCA (Tipping and Bishop 1999).
+
+        Raises InputError where the noise variance is zero, so that the model has no density.
+        """
+        check_is_fitted(self)
+        if not self.noise_variance_ > 0 and self.subspace_.k < self.subspace_.present.sum():
+            raise InputError("the noise variance is zero, so there is no likelihood: fit with fewer components")
+        function = partial(_log_likelihood, self.subspace_, self.noise_variance_)
+        return self._rowwise(X, RowFunction(function, 0, self._score_dtype(X), "log_likelihood"))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`."""
+        return float(np.mean(np.asarray(self.score_samples(X))))
+
+    def get_covariance(self) -> np.ndarray:
+        """Covariance (d, d) of the probabilistic model: V^T (L - s2 I) V + s2 I."""
+        check_is_fitted(self)
+        excess = np.maximum(self.explained_variance_ - self.noise_variance_, 0.0)
+        basis = np.asarray(self.subspace_.basis, np.float64)
+        return (basis.T * excess) @ basis + self.noise_variance_ * np.eye(basis.shape[1])
+
+    def get_precision(self) -> np.ndarray:
+        """Inverse (d, d) of `get_covariance`."""
+        return np.linalg.inv(self.get_covariance())
+
+    def _project(self, rows: np.ndarray) -> np.ndarray:
+        scores = super()._project(rows)
+        return scores / self._deviations().astype(scores.dtype) if self.whiten else scores
+
+    def _unwhitened(self, Z: Any) -> Any:
+        return Z * self._deviations() if self.whiten else Z
+
+    def _deviations(self) -> np.ndarray:
+        deviations = np.sqrt(self.explained_variance_)
+        return np.where(deviations > 0, deviations, 1.0)
+
+
+def _nothing(d: int, settings: Settings, X: Any) -> Subspace:
+    """The subspace of no samples."""
+    none = np.zeros(0)
+    return Subspace(
+        np.zeros((0, d), X.work_dtype), none, np.zeros(d), 0.0, 0.0, none, none,
+        weights=X.weights, centered=settings.center, features=X.features,
+    )  # fmt: skip
+
+
+def _log_likelihood(subspace: Subspace, noise: float, rows: np.ndarray) -> np.ndarray:
+    basis = np.asarray(subspace.basis, np.float64)
+    present = subspace.present
+    z = (np.where(present, rows, 0) - subspace.offset) * subspace.factor
+    scores = z @ basis.T
+    variance = np.maximum(subspace.explained_variance, noise)
+    rest = z - scores @ basis
+    left = int(present.sum()) - subspace.k
+    distance = (scores**2 / variance).sum(axis=1)
+    logdet = float(np.log(variance).sum())
+    if left > 0:
+        distance += np.einsum("ij,ij->i", rest, rest) / noise
+        logdet += left * np.log(noise)
+    return -0.5 * (present.sum() * np.log(2 * np.pi) + logdet + distance)

@@ -1,0 +1,70 @@
+"""`Fold`: how an algorithm walks a matrix once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+__all__ = ["Fold", "Tally"]
+
+S = TypeVar("S")
+
+
+class Fold(Protocol[S]):
+    """One walk: a small broadcast context, and what is done to a block and to two summaries.
+
+    Implementations are frozen records of arrays; their methods know no Dask and no I/O. What is done with the last
+    summary is up to the solver's `step`.
+    """
+
+    @property
+    def side(self) -> int:
+        """The side along which the matrix is cut."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which blocks are read and multiplied."""
+        ...
+
+    def block(self, x: np.ndarray, at: tuple[int, int], held: S | None, scratch: dict[str, np.ndarray]) -> S:
+        """Summarise a block.
+
+        Parameters
+        ----------
+        x : array
+            The block; the fold may overwrite it.
+        at : pair of int
+            Where the block lies along the walked side.
+        held : S, optional
+            What the calling task has summed so far; it may be added to in place and returned.
+        scratch : dict
+            Work arrays that the task keeps from block to block.
+        """
+        ...
+
+    def combine(self, a: S, b: S) -> S:
+        """One summary of two; associative and, up to rounding, commutative; changes neither."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a walk cost: blocks, decoded bytes, seconds of all threads spent reading and computing, and wall seconds."""
+
+    blocks: int = 0
+    nbytes: int = 0
+    read_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.blocks + other.blocks,
+            self.nbytes + other.nbytes,
+            self.read_seconds + other.read_seconds,
+            self.compute_seconds + other.compute_seconds,
+            self.seconds + other.seconds,
+        )

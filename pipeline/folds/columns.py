@@ -1,0 +1,126 @@
+"""Folds of a transposed walk: each block holds whole columns, so that it can be centred and scaled where it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.kernels.blocks import product_in_float64, standardise_columns
+from pipeline.kernels.rounding import Rounding, measured
+from pipeline.sources import COLUMNS
+
+__all__ = ["ColumnFactor", "ColumnProduct", "Dual", "Factor", "Standard"]
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """How columns are made comparable: centred, divided by their spread, multiplied by weights; rows are weighted."""
+
+    center: bool = True
+    scale: str | None = None
+    weights: np.ndarray | None = None
+    sample_weights: np.ndarray | None = None
+
+    def apply(self, x: np.ndarray, at: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Standardise the columns [at[0], at[1]) in place; their means, spreads and sums of squares."""
+        weights = None if self.weights is None else self.weights[at[0] : at[1]]
+        return standardise_columns(x, weights, self.sample_weights, self.center, self.scale)
+
+
+@dataclass(frozen=True)
+class Dual:
+    """Z Z^T R (n, l) of the columns read so far, in float64.
+
+    `squares` is the sum of squares about the means, `energy` that of Z, `present` the number of columns with values.
+    """
+
+    product: np.ndarray
+    squares: float
+    energy: float
+    present: int
+    rounding: Rounding
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnProduct:
+    """Fold to Z (Z^T R) for a thin R (n, l), or to the Gram matrix Z Z^T (n, n) of the samples where there is none.
+
+    Parameters
+    ----------
+    dtype : dtype
+        In which blocks are multiplied.
+    standard : Standard
+        How columns are centred, scaled and weighted.
+    probe : (l,) or (n,) array
+        A random vector that rounding is measured with.
+    thin : (n, l) array, optional
+        R, in float64.
+    """
+
+    dtype: np.dtype[Any]
+    standard: Standard
+    probe: np.ndarray
+    thin: np.ndarray | None = None
+    side: int = COLUMNS
+
+    def block(self, x: np.ndarray, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
+        mean, _, squares = self.standard.apply(x, at)
+        product = x @ (x.T if self.thin is None else x.T @ self.thin.astype(self.dtype))
+        rounding = Rounding()
+        if held is None and self.dtype == np.float32:
+            lens = self.probe if self.thin is None else self.thin @ self.probe
+            rounding = measured(product.astype(np.float64) @ self.probe - product_in_float64(x.T, lens), x.shape[1])
+        if held is None:
+            held = Dual(np.zeros(product.shape), 0.0, 0.0, 0, rounding)
+        else:
+            rounding = held.rounding.seen(x.shape[1])
+        np.add(held.product, product, out=held.product)
+        return replace(
+            held,
+            squares=held.squares + float(squares.sum()),
+            energy=held.energy + (float(squares.sum()) if self.standard.center else float(np.vdot(x, x))),
+            present=held.present + int(np.isfinite(mean).sum()),
+            rounding=rounding,
+        )
+
+    def combine(self, a: Dual, b: Dual) -> Dual:
+        return Dual(
+            a.product + b.product,
+            a.squares + b.squares,
+            a.energy + b.energy,
+            a.present + b.present,
+            a.rounding + b.rounding,
+        )
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Stretches of the long side: first column, Z^T U (c, k), means and spreads."""
+
+    parts: tuple[tuple[int, np.ndarray, np.ndarray, np.ndarray | None], ...]
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Z^T U (d, k), mean (d,) and spread (d,) of all columns."""
+        parts = sorted(self.parts, key=lambda p: p[0])
+        spread = None if parts[0][3] is None else np.concatenate([p[3] for p in parts if p[3] is not None])
+        return np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]), spread
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnFactor:
+    """Fold to Z^T U for the left vectors U (n, k), block by block, with the means and spreads of the columns."""
+
+    dtype: np.dtype[Any]
+    standard: Standard
+    left: np.ndarray
+    side: int = COLUMNS
+
+    def block(self, x: np.ndarray, at: tuple[int, int], held: Factor | None, scratch: dict[str, np.ndarray]) -> Factor:
+        mean, spread, _ = self.standard.apply(x, at)
+        part = (at[0], (x.T @ self.left.astype(self.dtype)).astype(np.float64), mean, spread)
+        return Factor((*(held.parts if held else ()), part))
+
+    def combine(self, a: Factor, b: Factor) -> Factor:
+        return Factor(a.parts + b.parts)

@@ -1,0 +1,129 @@
+"""Second moments of rows: the one pass of the Gram solver.
+
+Sums are taken about a pilot (the mean of the first block that a task reads), so that nothing large cancels, and
+combined by the formula of Chan, Golub and LeVeque (1983): C = C1 + C2 + n1 n2 / n (mu1 - mu2)(mu1 - mu2)^T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import NonfiniteError
+from pipeline.kernels.blocks import absent_columns, checked_sums, pilot_mean, product_in_float64, spread_of, take_out
+from pipeline.kernels.rounding import Rounding, measured
+from pipeline.sources import ROWS
+
+__all__ = ["Moments", "RowMoments", "chan"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weight n, number of rows, sums (d,) and scatter (d, d) about a pilot (d,), in float64.
+
+    `energy` (d,) are the sums of squares as they were accumulated: what rounding errors are relative to.
+    """
+
+    n: float
+    rows: int
+    pilot: np.ndarray
+    absent: np.ndarray
+    sums: np.ndarray
+    scatter: np.ndarray
+    energy: np.ndarray
+    rounding: Rounding
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(d,) weighted mean."""
+        return self.pilot + (self.sums / self.n if self.n else 0.0)
+
+    def centred(self) -> Moments:
+        """The same moments about their own mean."""
+        if not self.sums.any():
+            return self
+        scatter = self.scatter - np.outer(self.sums, self.sums / self.n)
+        energy = np.maximum(self.energy, np.diag(self.scatter))
+        return replace(self, pilot=self.mean, sums=np.zeros_like(self.sums), scatter=scatter, energy=energy)
+
+
+def chan(a: Any, b: Any) -> tuple[float, np.ndarray, np.ndarray]:
+    """Weight, mean, and sqrt(n1 n2 / n) (mu1 - mu2) of two sets of rows.
+
+    Raises NonfiniteError where they miss different features.
+    """
+    if not np.array_equal(a.absent, b.absent):
+        raise NonfiniteError("a feature is NaN in some samples only")
+    n = a.n + b.n
+    gap = a.mean - b.mean
+    return n, (a.mean - gap * (b.n / n) if n else a.mean), np.sqrt(a.n * b.n / n if n else 0.0) * gap
+
+
+@dataclass(frozen=True, eq=False)
+class RowMoments:
+    """Fold to the mean and the scatter of all rows.
+
+    Parameters
+    ----------
+    dtype : dtype
+        In which blocks are multiplied.
+    weights : (n,) array, optional
+        How much each row counts.
+    probe : (d,) array
+        A random vector that rounding is measured with, in the units that the answer will have.
+    scale : str, optional
+        What features will be divided by.
+    """
+
+    dtype: np.dtype[Any]
+    probe: np.ndarray
+    scale: str | None = None
+    weights: np.ndarray | None = None
+    side: int = ROWS
+
+    def block(
+        self, x: np.ndarray, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]
+    ) -> Moments:
+        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
+        d, first = x.shape[1], held is None
+        if held is None:
+            absent = absent_columns(x)
+            held = Moments(
+                0.0, 0, pilot_mean(x, absent), absent, np.zeros(d), np.zeros((d, d)), np.zeros(d), Rounding()
+            )
+            scratch["product"] = np.empty((d, d), self.dtype)
+        take_out(x, held.pilot, held.absent, check=not first)
+        if roots is not None:
+            x *= roots[:, None].astype(x.dtype)
+        sums = checked_sums(x, roots)
+        product = np.matmul(x.T, x, out=scratch["product"])
+        np.add(held.scatter, product, out=held.scatter)
+        rounding = held.rounding.seen(len(x))
+        if first and self.dtype == np.float32:
+            wide = product.astype(np.float64)
+            probe = self.probe
+            if self.scale is not None:
+                probe = probe / spread_of(self.scale, np.diag(wide) / len(x), held.pilot)
+            rounding = measured(wide @ probe - product_in_float64(x, probe), len(x))
+        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
+        return replace(
+            held, n=held.n + n, rows=held.rows + len(x), sums=held.sums + sums, energy=held.energy, rounding=rounding
+        )
+
+    def combine(self, a: Moments, b: Moments) -> Moments:
+        n, mean, gap = chan(a, b)
+        a, b = a.centred(), b.centred()
+        scatter = a.scatter + b.scatter
+        scatter += np.outer(gap, gap)
+        return Moments(
+            n,
+            a.rows + b.rows,
+            mean,
+            a.absent,
+            np.zeros_like(gap),
+            scatter,
+            a.energy + b.energy,
+            a.rounding + b.rounding,
+        )

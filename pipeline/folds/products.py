@@ -1,0 +1,104 @@
+"""Products C R of the scatter of rows with a thin matrix R: what an iteration of a randomized solver reads data for.
+
+A block gives X^T (X R): both products of one reading. About a pilot p, with s = sum(x - p) and mu the mean,
+C R = sum (x - p)(x - p)^T R - s (s^T R) / n, and C R = C1 R + C2 R + g (g^T R) with g = sqrt(n1 n2 / n)(mu1 - mu2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.folds.moments import chan
+from pipeline.kernels.blocks import absent_columns, checked_sums, pilot_mean, product_in_float64, take_out
+from pipeline.kernels.rounding import Rounding, measured
+from pipeline.sources import ROWS
+
+__all__ = ["Products", "RowProduct"]
+
+
+@dataclass(frozen=True)
+class Products:
+    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (l, d), all in float64."""
+
+    n: float
+    pilot: np.ndarray
+    absent: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+    product: np.ndarray
+    rounding: Rounding
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(d,) weighted mean."""
+        return self.pilot + (self.sums / self.n if self.n else 0.0)
+
+    def centred(self, lens: np.ndarray) -> Products:
+        """The same about the mean."""
+        if not self.sums.any():
+            return self
+        product = self.product - np.outer(self.sums @ lens, self.sums / self.n)
+        squares = np.maximum(self.squares - self.sums**2 / self.n, 0.0)
+        return replace(self, pilot=self.mean, sums=np.zeros_like(self.sums), squares=squares, product=product)
+
+
+@dataclass(frozen=True, eq=False)
+class RowProduct:
+    """Fold to the product of the rows' scatter with `lens` (d, l).
+
+    Parameters
+    ----------
+    dtype : dtype
+        In which blocks are multiplied.
+    lens : (d, l) array
+        Float64; in the data's own units.
+    squares : bool
+        Whether sums of squares are wanted: they are, once.
+    probe : (l,) array
+        A random vector that rounding is measured with.
+    weights : (n,) array, optional
+        How much each row counts.
+    """
+
+    dtype: np.dtype[Any]
+    lens: np.ndarray
+    squares: bool
+    probe: np.ndarray
+    weights: np.ndarray | None = None
+    side: int = ROWS
+
+    def block(
+        self, x: np.ndarray, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]
+    ) -> Products:
+        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
+        (d, l), first = self.lens.shape, held is None
+        if held is None:
+            absent = absent_columns(x)
+            held = Products(0.0, pilot_mean(x, absent), absent, np.zeros(d), np.zeros(d), np.zeros((l, d)), Rounding())
+            scratch["product"] = np.empty((l, d), self.dtype)
+            scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
+        take_out(x, held.pilot, held.absent, check=not first)
+        if roots is not None:
+            x *= roots[:, None].astype(x.dtype)
+        sums = checked_sums(x, roots)
+        # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
+        product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
+        np.add(held.product, product, out=held.product)
+        rounding = held.rounding.seen(len(x))
+        if first and self.dtype == np.float32:
+            exact = product_in_float64(x, self.lens @ self.probe)
+            rounding = measured(self.probe @ product.astype(np.float64) - exact, len(x))
+        squares = np.einsum("ij,ij->j", x, x, dtype=np.float64) if self.squares else 0.0
+        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
+        return replace(held, n=held.n + n, sums=held.sums + sums, squares=held.squares + squares, rounding=rounding)
+
+    def combine(self, a: Products, b: Products) -> Products:
+        n, mean, gap = chan(a, b)
+        a, b = a.centred(self.lens), b.centred(self.lens)
+        product = a.product + b.product
+        product += np.outer(gap @ self.lens, gap)
+        squares = a.squares + b.squares + gap**2
+        return Products(n, mean, a.absent, np.zeros_like(gap), squares, product, a.rounding + b.rounding)

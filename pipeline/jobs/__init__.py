@@ -1,0 +1,6 @@
+"""Jobs: a whole run as a value (source, model, outputs, cluster), and the one function that does it."""
+
+from pipeline.jobs.run import JobResult, run_job
+from pipeline.jobs.spec import JobSpec, load_job, parse_job
+
+__all__ = ["JobResult", "JobSpec", "load_job", "parse_job", "run_job"]

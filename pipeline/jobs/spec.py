@@ -1,0 +1,311 @@
+"""`JobSpec`: a whole run, written down and checked before anything is opened.
+
+>>> job = parse_job({"source": {"path": "sst.zarr"}, "model": {"n_components": 4}, "output": {"model": "eof.zarr"}})
+>>> job.model.estimator, job.model.n_components, job.source.indexers()
+('PCA', 4, None)
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError
+
+__all__ = [
+    "ClusterSpec",
+    "JobSpec",
+    "ModelSpec",
+    "OutputSpec",
+    "Range",
+    "SourceSpec",
+    "load_job",
+    "parse_job",
+    "scalar",
+]
+
+
+def scalar(text: str) -> int | float | str:
+    """What a word stands for: an int, a float, or itself.
+
+    >>> scalar("10"), scalar("-5.0"), scalar("auto")
+    (10, -5.0, 'auto')
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _ends(value: Any) -> Any:
+    """START:STOP as a mapping; labels may hold colons of their own, as many in START as in STOP."""
+    if not isinstance(value, str):
+        return value
+    parts = value.split(":")
+    if len(parts) % 2:
+        raise ValueError("no colon in the middle")
+    middle = len(parts) // 2
+    words = ":".join(parts[:middle]).strip(), ":".join(parts[middle:]).strip()
+    start, stop = (scalar(w) if w else None for w in words)
+    return {"start": start, "stop": stop}
+
+
+def _bytes(value: Any) -> Any:
+    from dask.utils import parse_bytes
+
+    if isinstance(value, bool) or parse_bytes(value) <= 0:
+        raise ValueError("not a positive size")
+    return value
+
+
+class _Spec(BaseModel):
+    """No key is ignored and no value is guessed at; a field's description is what an error says was expected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+_Bound = int | float | str | None
+_Name = Annotated[str, Field(min_length=1)]
+_Names = _Name | Annotated[list[_Name], Field(min_length=1)]
+_Bytes = Annotated[int | str, BeforeValidator(_bytes)]
+
+
+class Range(_Spec):
+    """A stretch of one dim: ints are positions, stop excluded; floats and text are labels of its coordinate."""
+
+    start: _Bound = None
+    stop: _Bound = None
+
+    def to_slice(self) -> slice:
+        """The stretch as `open_matrix` takes it."""
+        return slice(self.start, self.stop)
+
+
+_Selection = Annotated[Range, BeforeValidator(_ends)] | list[Annotated[int, Field(strict=True)]]
+
+
+class SourceSpec(_Spec):
+    """Where the matrix is and which part of it is meant; the arguments of `open_matrix`."""
+
+    path: _Name = Field(description="the path or URL of a Zarr array or group")
+    variable: _Names | None = Field(default=None, description="a name or a list of names")
+    sample_dims: _Names | None = Field(default=None, description="a dim or a list of dims")
+    weights: Literal["coslat"] | None = Field(default=None, description="coslat")
+    select: dict[str, _Selection] | None = Field(
+        default=None, description="DIM: 'START:STOP', DIM: {start: START, stop: STOP} or DIM: a list of positions"
+    )
+
+    def indexers(self) -> dict[str, slice | list[int]] | None:
+        """`select` as `open_matrix` takes it."""
+        if self.select is None:
+            return None
+        return {dim: s.to_slice() if isinstance(s, Range) else s for dim, s in self.select.items()}
+
+
+class ModelSpec(_Spec):
+    """Which estimator, with which parameters."""
+
+    estimator: Literal["PCA", "TruncatedSVD"] = Field(default="PCA", description="PCA or TruncatedSVD")
+    n_components: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = Field(
+        default=None, description="an int of at least 1, a fraction of the variance between 0 and 1, or 'auto'"
+    )
+    solver: _Name = Field(default="auto", description="the name of a solver, or 'auto'")
+    tol: float | None = Field(default=None, gt=0, lt=1, strict=False, description="a number between 0 and 1")
+    center: bool | None = Field(default=None, description="true or false; a TruncatedSVD never centres")
+    scale: Literal["std", "genotype"] | None = Field(default=None, description="std or genotype")
+    missing: Literal["error", "mean", "em"] = Field(default="error", description="error, mean or em")
+    memory_limit: _Bytes | None = Field(default=None, description="bytes a worker, or a size such as 2GB")
+    checkpoint: _Name | None = Field(default=None, description="the path or URL of a store")
+    random_state: int = Field(default=0, ge=0, description="an int of at least 0")
+
+    @model_validator(mode="after")
+    def _centred_by_pca_only(self) -> ModelSpec:
+        if self.estimator == "TruncatedSVD" and self.center:
+            raise ValueError("a TruncatedSVD never centres: leave out center, or take estimator: PCA")
+        return self
+
+
+class OutputSpec(_Spec):
+    """What is written where."""
+
+    model: _Name = Field(description="the path or URL of the store to write")
+    scores: _Name | None = Field(default=None, description="the path or URL of the store to write")
+    report: _Name | None = Field(default=None, description="the path of the HTML file to write")
+    overwrite: bool = Field(default=False, description="true or false")
+
+
+class ClusterSpec(_Spec):
+    """A running scheduler by its address, or local processes for the time of the job."""
+
+    address: _Name | None = Field(default=None, description="the address of a scheduler, such as tcp://host:8786")
+    workers: int | None = Field(default=None, ge=1, description="an int of at least 1")
+    threads_per_worker: int | None = Field(default=None, ge=1, description="an int of at least 1")
+    memory_limit: _Bytes | None = Field(default=None, description="bytes a worker, or a size such as 2GB")
+
+    @model_validator(mode="after")
+    def _running_or_local(self) -> ClusterSpec:
+        if (self.address is None) == (self.workers is None):
+            raise ValueError("give either address, of a running scheduler, or workers, of a local cluster")
+        if self.address is not None and self.model_fields_set - {"address"}:
+            raise ValueError("threads_per_worker and memory_limit are for a local cluster: leave them out with address")
+        return self
+
+
+class JobSpec(_Spec):
+    """A whole run: source, model, outputs, cluster."""
+
+    name: str | None = Field(default=None, description="text")
+    source: SourceSpec = Field(description="a section of keys such as path")
+    model: ModelSpec = Field(default=ModelSpec(), description="a section of keys such as n_components")
+    output: OutputSpec = Field(description="a section of keys such as model")
+    cluster: ClusterSpec | None = Field(default=None, description="a section of keys such as workers")
+
+
+S = TypeVar("S", bound=_Spec)
+
+
+def parse_job(settings: Mapping[str, Any]) -> JobSpec:
+    """The job that nested settings describe; raises InputError that names the first setting that is wrong."""
+    return parse(JobSpec, settings)
+
+
+def parse(kind: type[S], settings: Mapping[str, Any]) -> S:
+    """A section of a job from its settings; raises InputError that names the first setting that is wrong."""
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        raise InputError(_explain(kind, settings, error)[1]) from None
+
+
+def load_job(path: str | PathLike[str]) -> JobSpec:
+    """The job that a YAML file describes.
+
+    Parameters
+    ----------
+    path : path
+        Of the file; relative paths inside it start at the current directory.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, empty or no YAML, or a key or value is wrong: names file, line and what was expected.
+    """
+    name = fspath(path)
+    try:
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        settings = None if root is None else loader.construct_document(root)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name} is no text file: a job is written in YAML") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name} line {mark.line + 1}" if mark else name
+        raise InputError(f"{where}: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is no YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(settings, dict):
+        what = "is empty" if settings is None else "holds no keys"
+        raise InputError(f"{name} {what}: a job needs the sections source, model and output")
+    try:
+        return JobSpec.model_validate(settings)
+    except ValidationError as error:
+        place, sentence = _explain(JobSpec, settings, error)
+        raise InputError(f"{name} line {_line(root, place)}: {sentence}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people read it: 10:50 and 2000-01-01 are text and 1e-6 is a number, which YAML 1.1 sees otherwise."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT, _DATE)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT, re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+)
+
+
+def _explain(kind: type[BaseModel], settings: Any, error: ValidationError) -> tuple[tuple[Any, ...], str]:
+    """Where the first problem lies and the sentence that tells it; a wrong key before what it leaves missing."""
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda p: p["type"] not in ("extra_forbidden", "invalid_key"))
+    place, value = _given(settings, problem["loc"])
+    path = problem["loc"] if problem["type"] == "missing" else place
+    section, field = kind, None
+    inside: type[BaseModel] | None = kind
+    for key in path:
+        if inside is None:
+            break
+        section, field = inside, inside.model_fields.get(str(key))
+        if field is None:
+            return place, _unknown(str(key), path[:-1], section)
+        inside = _section(field.annotation)
+    dotted = ".".join(map(str, path))
+    expected = field.description if field else "sections of keys"
+    if problem["type"] == "missing":
+        return place, f"{dotted} is missing; expected {expected}"
+    if problem["type"] == "value_error" and inside is not None:
+        return place, str(problem["ctx"]["error"])
+    return place, f"{dotted} is {reprlib.repr(value)}; expected {expected}"
+
+
+def _given(settings: Any, loc: Iterable[Any]) -> tuple[tuple[Any, ...], Any]:
+    """The part of a location that the settings have, and what is there; names of types inside it are left out."""
+    place: list[Any] = []
+    for part in loc:
+        if not isinstance(settings, Mapping):
+            break
+        key = next((k for k in settings if str(k) == str(part)), None)
+        if key is None:
+            break
+        settings = settings[key]
+        place.append(key)
+    return tuple(place), settings
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    kinds = (annotation, *get_args(annotation))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+
+
+def _unknown(key: str, above: Iterable[Any], section: type[BaseModel]) -> str:
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(key, known, n=1)
+    where = ".".join(map(str, above))
+    way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {key!r}{f' in {where}' if where else ''}; {way_out}"
+
+
+def _line(node: yaml.Node | None, place: Iterable[Any]) -> int:
+    """The line, from 1, of the last key along a place."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for part in place:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(k, v) for k, v in pairs if k.value == str(part)]
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line

@@ -1,0 +1,139 @@
+"""What is done to one block in place: shift, mask, weigh, standardise, and check that its entries are numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.errors import InputError, NonfiniteError
+
+__all__ = [
+    "absent_columns",
+    "checked_sums",
+    "column_sums",
+    "pilot_mean",
+    "product_in_float64",
+    "spread_of",
+    "standardise_columns",
+    "take_out",
+]
+
+
+def column_sums(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(d,) float64 sums of the rows of a block, each times its weight: a product, which BLAS does at full speed."""
+    ones = np.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype, copy=False)
+    return (ones @ x).astype(np.float64)
+
+
+def absent_columns(x: np.ndarray) -> np.ndarray:
+    """(d,) bool: columns that are NaN in every row; raises NonfiniteError where a column is NaN or Inf in part."""
+    suspicious = ~np.isfinite(column_sums(x))
+    absent = np.zeros(x.shape[1], bool)
+    if suspicious.any():
+        absent[suspicious] = np.isnan(x[:, suspicious]).all(axis=0)
+        if not np.isfinite(x[:, suspicious & ~absent]).all():
+            raise NonfiniteError("NaN or Inf among the entries")
+    return absent
+
+
+def pilot_mean(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    """(d,) float64 column means of a block, rounded to its dtype, so that subtracting them is exact near the mean."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    return np.where(absent, 0.0, mean).astype(x.dtype).astype(np.float64)
+
+
+def take_out(x: np.ndarray, pilot: np.ndarray, absent: np.ndarray, check: bool) -> None:
+    """Subtract the pilot in place and zero the absent columns, which must all be NaN where `check` is set."""
+    if absent.any():
+        if check and not np.isnan(x[:, absent]).all():
+            raise NonfiniteError("a feature is NaN in some samples only")
+        x[:, absent] = 0
+    x -= pilot.astype(x.dtype)
+
+
+def checked_sums(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Column sums; raises NonfiniteError where an entry is NaN or Inf, InputError where the sums overflow."""
+    sums = column_sums(x, weights)
+    if not np.isfinite(sums).all():
+        if np.isfinite(x[:, ~np.isfinite(sums)]).all():
+            raise InputError(
+                f"entries are so large that their sums overflow {x.dtype}: divide the data by a constant first"
+            )
+        raise NonfiniteError("NaN or Inf among the entries")
+    return sums
+
+
+def product_in_float64(x: np.ndarray, lens: np.ndarray) -> np.ndarray:
+    """X^T (X lens) of a block and a vector (d,) in float64, a few rows at a time: rounding is measured against it."""
+    total = np.zeros(x.shape[1])
+    for start in range(0, x.shape[0], 256):
+        part = x[start : start + 256].astype(np.float64)
+        total += part.T @ (part @ lens)
+    return total
+
+
+def standardise_columns(
+    x: np.ndarray,
+    weights: np.ndarray | None,
+    sample_weights: np.ndarray | None,
+    center: bool,
+    scale: str | None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Centre, scale and weigh whole columns (n, c) in place.
+
+    Parameters
+    ----------
+    x : (n, c) array
+        Overwritten; absent columns become zero. Rows are multiplied by the root of their weight.
+    weights : (c,) array, optional
+        What the columns are multiplied by.
+    sample_weights : (n,) array, optional
+        How much each row counts.
+    center : bool
+        Whether the mean is subtracted.
+    scale : {None, 'std', 'genotype'}
+        What the columns are divided by.
+
+    Returns
+    -------
+    mean : (c,) array
+        NaN for absent columns.
+    scale : (c,) array or None
+        NaN for absent columns, 1 for constant ones.
+    squares : (c,) array
+        Weighted sums of squares about the mean, scaled and weighted.
+    """
+    absent = absent_columns(x)
+    pilot = pilot_mean(x, absent)
+    take_out(x, pilot, absent, check=False)
+    n = float(x.shape[0]) if sample_weights is None else float(sample_weights.sum())
+    rest = checked_sums(x, sample_weights) / n if n else np.zeros(x.shape[1])
+    x -= rest.astype(x.dtype)
+    mean = pilot + rest
+    roots = None if sample_weights is None else np.sqrt(sample_weights)
+    if roots is not None:
+        x *= roots[:, None].astype(x.dtype)
+    squares = np.einsum("ij,ij->j", x, x, dtype=np.float64)
+    factor = np.ones(x.shape[1]) if weights is None else weights
+    spread = None
+    if scale is not None:
+        spread = spread_of(scale, squares / n if n else squares, mean)
+        factor = factor / spread
+    if not center:  # as it was: put the mean back, row weights included
+        x += np.outer(np.ones(x.shape[0]) if roots is None else roots, mean).astype(x.dtype)
+    if weights is not None or spread is not None:
+        x *= factor.astype(x.dtype)
+    nan = np.where(absent, np.nan, 1.0)
+    return mean * nan, None if spread is None else spread * nan, squares * factor**2
+
+
+def spread_of(rule: str, variance: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """(d,) what features are divided by; 1 for features that are constant up to rounding.
+
+    'std': the standard deviation, over n as in scikit-learn's StandardScaler. 'genotype': sqrt(2 p (1 - p)) with the
+    allele frequency p = mean / 2 (Patterson, Price and Reich 2006), for counts 0, 1, 2 of an allele.
+    """
+    noise = (1e-15 * np.abs(mean)) ** 2
+    if rule == "genotype":
+        frequency = np.clip(mean / 2, 0.0, 1.0)
+        variance = np.where(variance > noise, 2 * frequency * (1 - frequency), 0.0)
+    return np.sqrt(np.where(variance > noise, variance, 1.0))

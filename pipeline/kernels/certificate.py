@@ -1,0 +1,94 @@
+"""How far a computed subspace can be from the true one: bounds from residuals, gaps and what lies outside.
+
+For a symmetric positive semidefinite C and an orthonormal basis Q with Ritz pairs (theta_i, v_i), let
+F = (I - Q Q^T) C V, so that C v_i = theta_i v_i + f_i, and let `outside` bound the largest eigenvalue of
+E = (I - Q Q^T) C (I - Q Q^T). Everything else about C that the bounds need follows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import chi2
+
+__all__ = ["norm_from_probes", "sine_bounds", "upper_bounds"]
+
+
+def sine_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, rounding: float, k: int) -> np.ndarray:
+    """Bounds on the sine of the largest angle between span(v_1 … v_j) and the leading j eigenvectors, j = 1 … k.
+
+    Davis and Kahan (1970), sin Theta theorem: ||F_j|| / (theta_j - mu_j); mu_j bounds the eigenvalues that are left.
+
+    Parameters
+    ----------
+    theta : (l,) array
+        Ritz values, largest first, l >= k.
+    coupling : (l, l) array
+        F^T F.
+    outside : float
+        Bound on the largest eigenvalue of E; -inf where Q spans everything.
+    rounding : float
+        Bound on the norm of the error of C V as it was computed.
+    k : int
+        Number of leading vectors.
+
+    Returns
+    -------
+    (k,) array, each at most 1 (1: nothing is known).
+
+    Examples
+    --------
+    >>> sine_bounds(np.array([4.0, 1.0]), np.diag([0.0, 0.01]), 0.5, 3e-9, 1).round(10)
+    array([1.e-09])
+    """
+    rest = upper_bounds(theta, coupling, outside, k)
+    size = np.sqrt(np.cumsum(np.maximum(np.diag(coupling)[:k], 0.0)))  # Frobenius: at least the spectral norm
+    room = theta[:k] - rest - 2 * rounding  # infinite where nothing is left
+    sine = np.divide(size + rounding, room, out=np.ones(k), where=room > size + rounding)
+    return np.minimum(sine, 1.0)
+
+
+def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int) -> np.ndarray:
+    """mu_j, j = 1 … k: bounds on the (j + 1)-th eigenvalue of C.
+
+    C restricted to the complement of v_1 … v_j is [[Theta, F^T], [F, E]] of the other Ritz pairs; its largest
+    eigenvalue is at most the mu that solves lambda_max(Theta + F^T F / (mu - outside)) = mu (Schur complement).
+    """
+    sizes = np.sqrt(np.maximum(np.diag(coupling), 0.0))
+    bounds = np.empty(k)
+    bounds[k - 1] = _largest(theta[k:], coupling[k:, k:], outside)
+    for j in range(k - 1, 0, -1):  # one Ritz pair more joins the rest
+        bounds[j - 1] = _pair(theta[j], bounds[j], sizes[j]) if np.isfinite(bounds[j]) else theta[j]
+    return bounds
+
+
+def _pair(a: float, b: float, f: float) -> float:
+    """Largest eigenvalue of [[a, f], [f, b]]."""
+    return float((a + b) / 2 + np.hypot((a - b) / 2, f))
+
+
+def _largest(theta: np.ndarray, coupling: np.ndarray, outside: float) -> float:
+    if theta.size == 0:
+        return outside
+    if not np.isfinite(outside):
+        return float(theta[0])
+    low = max(float(theta[0]), outside)
+    high = _pair(float(theta[0]), outside, float(np.sqrt(max(np.trace(coupling), 0.0))))
+    for _ in range(50):
+        if high - low <= 1e-6 * high:
+            break
+        middle = (low + high) / 2
+        if middle <= outside:
+            low = middle
+            continue
+        top = np.linalg.eigvalsh(np.diag(theta) + coupling / (middle - outside))[-1]
+        low, high = (low, middle) if top <= middle else (middle, high)
+    return high
+
+
+def norm_from_probes(size: float, probes: int, powers: int) -> float:
+    """Bound on the spectral norm of E from ||E^p G||_F for Gaussian G with so many columns; wrong once in a million.
+
+    ||E^p G||_F^2 >= ||E||^(2p) chi2(probes), as in Halko, Martinsson and Tropp (2011), lemma 4.1, with the quantile in
+    the place of their constant.
+    """
+    return float((size / np.sqrt(chi2.ppf(1e-6, probes))) ** (1.0 / powers))

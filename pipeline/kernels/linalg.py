@@ -1,0 +1,60 @@
+"""Small dense factorisations that every solver shares: pure functions on arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+
+__all__ = ["eigh_descending", "fix_signs", "orthonormal", "principal_angles"]
+
+
+def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (largest first) and eigenvectors (as columns) of a symmetric matrix.
+
+    Parameters
+    ----------
+    a : (m, m) array
+        Symmetric; only its lower triangle is read.
+    k : int, optional
+        How many of the largest; all by default.
+    """
+    m = a.shape[0]
+    # A subset pays only where it is a small part: LAPACK's bisection for many vectors is slower than all of them.
+    few = k is not None and k <= m // 4
+    values, vectors = scipy.linalg.eigh(a, subset_by_index=(m - k, m - 1) if few else None, check_finite=False)
+    return values[::-1][:k], vectors[:, ::-1][:, :k]
+
+
+def fix_signs(components: np.ndarray) -> np.ndarray:
+    """Sign (+1 or -1) by which each row is to be multiplied so that its largest-magnitude entry is positive.
+
+    >>> fix_signs(np.array([[0.1, -2.0], [3.0, 1.0]]))
+    array([-1.,  1.])
+    """
+    if components.shape[1] == 0:
+        return np.ones(components.shape[0])
+    largest = np.argmax(np.abs(components), axis=1)
+    return np.where(components[np.arange(components.shape[0]), largest] < 0, -1.0, 1.0)
+
+
+def orthonormal(a: np.ndarray) -> np.ndarray:
+    """Orthonormal basis (m, l) of the columns of a tall matrix, by Householder QR in float64."""
+    return scipy.linalg.qr(np.asarray(a, dtype=np.float64), mode="economic", check_finite=False)[0]
+
+
+def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Principal angles in radians, largest first, between the row spaces of two sets of orthonormal rows.
+
+    Small angles come from sines and large ones from cosines (Björck and Golub 1973), so that both keep their digits.
+
+    >>> principal_angles(np.eye(3)[:1], np.array([[0.6, 0.8, 0.0]]))
+    array([0.92729522])
+    """
+    if a.shape[0] < b.shape[0]:
+        a, b = b, a
+    overlap = a @ b.T
+    cosine = np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0)
+    sine = np.clip(np.linalg.svd(b.T - a.T @ overlap, compute_uv=False)[::-1][: b.shape[0]], 0.0, 1.0)
+    # Cosines fall as sines rise: both lists are now smallest angle first.
+    angles = np.where(cosine**2 > 0.5, np.arcsin(sine), np.arccos(cosine))
+    return angles[::-1]

@@ -1,0 +1,298 @@
+"""`Matrix`: n_samples x n_features, cut in blocks that are read one at a time; it never holds the data."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError, PipelineError, StoreError
+from pipeline.labels import Labels
+from pipeline.sources import COLUMNS, ROWS, Source, Window, open_source
+
+__all__ = ["Matrix", "open_matrix"]
+
+# A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
+# still cut, so that every core has something to do and progress can be seen.
+_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS = 64 << 20, 1 << 20, 16
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A matrix whose rows are samples, read block by block from where it is stored.
+
+    Made by `open_matrix`. `side` says along which side it is cut: blocks of whole rows, or of whole columns (`X.T`).
+    """
+
+    source: Source
+    samples: Labels
+    features: Labels
+    name: str = "matrix"
+    weights: np.ndarray | None = None
+    sample_weights: np.ndarray | None = None
+    side: int = ROWS
+    block_bytes: int | None = None
+    block_length: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_samples, n_features)."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored entries."""
+        return self.source.dtype
+
+    @property
+    def work_dtype(self) -> np.dtype[Any]:
+        """Of the blocks: float32 for float16 and float32 data, float64 for everything else."""
+        return np.dtype(np.float32 if self.dtype in (np.float16, np.float32) else np.float64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense matrix in its stored dtype."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    @property
+    def T(self) -> Matrix:
+        """The same matrix, cut along its other side: each block holds whole columns."""
+        return replace(self, side=1 - self.side)
+
+    @cached_property
+    def cuts(self) -> np.ndarray:
+        """Where the walked side is cut: 0, …, its length."""
+        if self.block_length is not None:
+            return np.append(np.arange(0, self.shape[self.side], self.block_length), self.shape[self.side])
+        across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
+        target = self.block_bytes
+        if target is None:
+            target = int(np.clip(self.shape[self.side] * across // _FEW_BLOCKS, _SMALL_BLOCK_BYTES, _BLOCK_BYTES))
+        return self.source.cuts(self.side, max(1, target // across))
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks along the walked side."""
+        return len(self.cuts) - 1
+
+    @property
+    def block_height(self) -> int:
+        """Rows (columns for a transposed walk) of the largest block."""
+        return int(np.diff(self.cuts).max())
+
+    @cached_property
+    def bytes_a_pass(self) -> int:
+        """Decoded bytes that one pass reads: chunks that several blocks share count once for each."""
+        return self.source.touched(self.side, self.cuts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def bounds(self, i: int) -> tuple[int, int]:
+        """First and last + 1 position of block i along the walked side; raises InputError when there is none."""
+        if not 0 <= i < self.n_blocks:
+            raise InputError(f"block {i} does not exist: the matrix has {self.n_blocks}")
+        return int(self.cuts[i]), int(self.cuts[i + 1])
+
+    def read(self, i: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Block i: (rows, d), or (n, columns) for a transposed walk, in the data's own units and `work_dtype`.
+
+        Parameters
+        ----------
+        i : int
+            0 to n_blocks - 1.
+        out : array, optional
+            A float buffer of the block's shape to read into.
+
+        Raises
+        ------
+        StoreError
+            When the store cannot be read there.
+        """
+        return self.read_range(*self.bounds(i), out)
+
+    def read_range(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Positions [start, stop) of the walked side, as `read` gives them."""
+        rows, cols = ((start, stop) if s == self.side else (0, self.shape[s]) for s in (ROWS, COLUMNS))
+        try:
+            block = self.source.read(rows, cols, out)
+        except (PipelineError, MemoryError):
+            raise
+        except Exception as error:
+            what = "rows" if self.side == ROWS else "features"
+            raise StoreError(
+                f"{what} {start} to {stop} of {self.name} cannot be read ({type(error).__name__}: {error}): "
+                "restore that part of the store, or leave it out with select"
+            ) from error
+        return block if out is not None else block.astype(self.work_dtype, copy=False)
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        """The matrix of the rows [start, stop); nothing is copied."""
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        stop = max(start, stop)
+        weights = None if self.sample_weights is None else self.sample_weights[start:stop]
+        take = getattr(self.source, "rows", None)
+        source = take(start, stop) if take else Window(self.source, start, stop)
+        return replace(self, source=source, samples=self.samples.take(start, stop), sample_weights=weights)
+
+    def cut_to(self, block_bytes: int) -> Matrix:
+        """The same matrix in blocks of at most so many bytes (or one row each)."""
+        return replace(self, block_bytes=block_bytes)
+
+    def cut_at(self, block_length: int) -> Matrix:
+        """The same matrix in blocks of exactly so many rows (the last may be shorter), whatever the stored chunks."""
+        return replace(self, block_length=block_length)
+
+    def __repr__(self) -> str:
+        n, d = self.shape
+        return (
+            f"Matrix: {n} samples x {d} features of {self.dtype} ({_size(self.nbytes)}) in {self.n_blocks} blocks "
+            f"of up to {self.block_height} {'rows' if self.side == ROWS else 'columns'}; "
+            f"{self.name}: {self.source.layout}"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "samples": _side(self.samples),
+            "features": _side(self.features),
+            "entries": f"{self.dtype}, {_size(self.nbytes)}",
+            "blocks": f"{self.n_blocks} of up to {self.block_height} {'rows' if self.side == ROWS else 'columns'}",
+            "weights": "one a feature" if self.weights is not None else "none",
+            "source": f"{self.name}: {self.source.layout}",
+        }
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items()
+        )
+        n, d = self.shape
+        shown = min(self.n_blocks, 24)
+        lines = "".join(
+            f"<line x1='0' x2='60' y1='{60 * i / shown:.1f}' y2='{60 * i / shown:.1f}'/>" for i in range(1, shown)
+        )
+        turn = " transform='rotate(-90 30 30)'" if self.side == COLUMNS else ""
+        picture = (
+            "<svg width='64' height='64' viewBox='-2 -2 64 64' fill='#9dbbd8' stroke='#2f5d87'>"
+            f"<g{turn}><rect width='60' height='60'/>{lines}</g></svg>"
+        )
+        return (
+            f"<div><b>Matrix</b> {n} × {d}<div style='display:flex;gap:1em;align-items:center'>"
+            f"<table>{cells}</table>{picture}</div></div>"
+        )
+
+
+def open_matrix(
+    source: Any,
+    variable: str | Sequence[str] | None = None,
+    sample_dims: str | Sequence[str] | None = None,
+    weights: Any = None,
+    sample_weights: Any = None,
+    select: Mapping[str, Any] | None = None,
+) -> Matrix:
+    """Open stored or in-memory data as a `Matrix`; nothing but metadata and coordinates is read.
+
+    Parameters
+    ----------
+    source : path, URL, zarr Array or Group, dask, NumPy or scipy.sparse array, xarray DataArray or Dataset, DataFrame
+        Numbers: integers, booleans or floats of any width.
+    variable : str or list of str, optional
+        Name or names inside a group or Dataset; several are concatenated as features.
+    sample_dims : str or list of str, optional
+        Dims that are samples (default: the first); all others are features.
+    weights : (d,) array, DataArray over feature dims, or 'coslat', optional
+        What features are multiplied by; 'coslat' is sqrt(cos(latitude)), clipped at 0.
+    sample_weights : (n,) array, optional
+        How much each sample counts; integers count as repeated rows.
+    select : dict, optional
+        {dim: slice, positions or boolean mask}; a slice of dates, strings or floats goes by the dim's coordinate.
+
+    Returns
+    -------
+    Matrix
+
+    Raises
+    ------
+    InputError
+        When the source, a name, a dim, a selection or weights do not fit.
+    StoreError
+        When a store is there but cannot be read.
+
+    Examples
+    --------
+    >>> X = open_matrix(np.arange(24.0).reshape(4, 2, 3), weights=[1, 1, 1, 2, 2, 2], select={"dim_0": slice(1, 4)})
+    >>> X.shape, X.n_blocks, X.read(0)[0].tolist()
+    ((3, 6), 1, [6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
+    """
+    if isinstance(source, Matrix):
+        if any(a is not None for a in (variable, sample_dims, weights, sample_weights, select)):
+            raise InputError("the source is a Matrix already: give its options when it is first opened")
+        return source
+    opened = open_source(source, variable, sample_dims, select)
+    return Matrix(
+        opened.source,
+        opened.samples,
+        opened.features,
+        opened.name,
+        None if weights is None else _feature_weights(weights, opened.features),
+        None if sample_weights is None else _checked("sample_weights", sample_weights, opened.source.shape[0]),
+    )
+
+
+def _feature_weights(weights: Any, features: Labels) -> np.ndarray:
+    if isinstance(weights, str):
+        if weights != "coslat":
+            raise InputError(f"weights={weights!r}: give an array or 'coslat'")
+        return _coslat(features)
+    dims = getattr(weights, "dims", None)
+    if dims is not None:
+        unknown = [d for d in dims if d not in features.dims]
+        if unknown:
+            raise InputError(f"weights have a dim {unknown[0]!r} that is no feature dim ({', '.join(features.dims)})")
+        values = np.transpose(np.asarray(weights), [dims.index(d) for d in features.dims if d in dims])
+        shape = tuple(n if d in dims else 1 for d, n in zip(features.dims, features.sizes, strict=True))
+        if any(
+            values.shape[i] != n
+            for i, n in enumerate(s for s in shape if s != 1)
+            if i < values.ndim and values.size > 1
+        ):
+            raise InputError(
+                f"weights of shape {values.shape} do not fit the feature dims {features.dims} {features.sizes}"
+            )
+        weights = np.broadcast_to(values.reshape(shape), features.sizes)
+    return _checked("weights", np.asarray(weights).reshape(-1), features.size)
+
+
+def _coslat(features: Labels) -> np.ndarray:
+    for name in ("lat", "latitude", "nav_lat", "y", "Latitude", "LAT"):
+        coord = features.coords.get(name)
+        if coord is not None and np.issubdtype(coord.values.dtype, np.number):
+            degrees = features.flattened("feature").coords[name].values.astype(np.float64)
+            return np.sqrt(np.clip(np.cos(np.deg2rad(degrees)), 0.0, None))
+    raise InputError(
+        f"weights='coslat' needs a latitude coordinate; the features have {', '.join(features.coords) or 'none'}"
+    )
+
+
+def _checked(what: str, values: Any, size: int) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} are not numbers: {error}") from error
+    if array.shape != (size,):
+        raise InputError(f"{what} have shape {array.shape}: {size} are needed")
+    if not np.isfinite(array).all() or (array < 0).any():
+        worst = int(np.argmax(~(np.isfinite(array) & (array >= 0))))
+        raise InputError(f"{what} must be finite and not negative: number {worst} is {array[worst]}")
+    return array
+
+
+def _side(labels: Labels) -> str:
+    return f"{labels.size} ({' × '.join(f'{d} {n}' for d, n in zip(labels.dims, labels.sizes, strict=True))})"
+
+
+def _size(nbytes: float) -> str:
+    from dask.utils import format_bytes
+
+    return str(format_bytes(int(nbytes)))

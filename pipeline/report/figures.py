@@ -1,0 +1,286 @@
+"""Figures of a report: each function draws one picture of a subspace and gives it back as an inline PNG with its words.
+
+Drawn with matplotlib's objects on the Agg canvas, never through pyplot: nothing global is set, no figure stays open.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.labels import Labels
+from pipeline.report.layout import Axis, Sheet, sheet
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pipeline.subspace import Subspace
+
+__all__ = ["Picture", "cumulative", "effect", "mode", "score", "scree", "walks"]
+
+INK, BLUE, RED, SAND, GREY = "#333a41", "#3b6ea5", "#b5493a", "#d9a441", "#bcc1c6"
+WIDTH = 5.2  # inches; what one column of the page shows
+MOST_POINTS = 4000  # of a line; more are drawn as a band between smallest and largest
+MOST_BARS = 40
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: a data URI, what it shows for who cannot see it, and a remark for everybody."""
+
+    uri: str
+    alt: str
+    note: str = ""
+
+
+def scree(subspace: Subspace) -> Picture:
+    """Draw the share of the variance of each mode."""
+    share = 100 * subspace.explained_variance_ratio
+    figure, (ax,) = _figure(2.5)
+    number = np.arange(1, share.size + 1)
+    ax.bar(number, share, width=0.72, color=BLUE)
+    if share.size <= 12:
+        for x, y in zip(number, share, strict=True):
+            ax.annotate(f"{y:.3g}", (x, y), (0, 2), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
+    ax.margins(y=0.12)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    _name(ax, "mode", "% of the variance")
+    shown = ", ".join(f"{y:.3g}" for y in share[:6])
+    return _picture(figure, f"Bars: per cent of the variance of each mode: {shown}{', …' if share.size > 6 else ''}.")
+
+
+def cumulative(subspace: Subspace) -> Picture:
+    """Draw the variance that the first modes explain together, and what stays unexplained."""
+    total = np.append(0.0, np.cumsum(100 * subspace.explained_variance_ratio))
+    figure, (ax,) = _figure(2.5)
+    number = np.arange(total.size)
+    ax.fill_between(number, total, 100, color=GREY, alpha=0.45, linewidth=0)
+    ax.plot(number, total, color=BLUE, linewidth=1.8, marker="o" if total.size <= MOST_BARS else "", markersize=4)
+    left = max(100 - float(total[-1]), 0.0)
+    words, below = f"{left:.3g} % unexplained", total[-1] > 50
+    at = (-4, -8 if below else 8)
+    ax.annotate(
+        words, (number[-1], total[-1]), at, textcoords="offset points", ha="right", va="top" if below else "bottom"
+    )
+    ax.set(xlim=(0, number[-1] * 1.02), ylim=(0, 101))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    _name(ax, "first modes together", "% of the variance")
+    words = (
+        f"the first {total.size - 1} modes explain {total[-1]:.4g} % of the variance, {left:.3g} % stays unexplained"
+    )
+    return _picture(figure, f"Line: {words}.")
+
+
+def effect(subspace: Subspace, j: int) -> np.ndarray:
+    """What one standard deviation of score j does to each feature, in the data's own units: (d,), NaN where no data."""
+    spread = np.sqrt(subspace.explained_variance[j])
+    nothing = np.full(subspace.n_features, np.nan)
+    return np.divide(subspace.basis[j] * spread, subspace.factor, out=nothing, where=subspace.factor != 0)
+
+
+def mode(subspace: Subspace, j: int) -> Picture:
+    """Draw mode j over its features: a map, panels of maps, an image, a line or bars, as their dims have it."""
+    labels = subspace.features or Labels.plain("feature", subspace.n_features)
+    values = effect(subspace, j)
+    units = str(labels.attrs.get("units", ""))
+    if len(labels.dims) == 1:
+        kinds = _runs(labels)
+        # Variables of different units share no scale but that of the unit vector.
+        return _line(labels, subspace.components[j] if kinds else values, j, "" if kinds else units, kinds)
+    return _sheet(sheet(labels, values), labels, values, j, units)
+
+
+def score(subspace: Subspace, scores: xr.DataArray, j: int) -> Picture:
+    """Draw score j, divided by its standard deviation, along time or along the samples as they come."""
+    from pipeline.report.layout import score_axis
+
+    spread = float(np.sqrt(subspace.explained_variance[j])) or 1.0
+    dim, axis = score_axis(scores)
+    others = [d for d in scores.dims if d not in (dim, "mode")]
+    rows = scores.isel(mode=j).transpose(*others, dim).values.reshape(-1, scores.sizes[dim]).astype(float) / spread
+    order = np.argsort(axis.values, kind="stable")
+    figure, (ax,) = _figure(1.7)
+    x, note = axis.values[order], ""
+    for row in rows[:20]:
+        note = _trace(ax, x, row[order], filled=len(rows) == 1)
+    if len(rows) > 1:
+        note = f"One line for each of {' x '.join(map(str, others))} ({min(len(rows), 20)} of {len(rows)}). {note}"
+    ax.axhline(0, color=INK, linewidth=0.6)
+    ax.margins(x=0)
+    _dates(ax, x)
+    _name(ax, "" if x.dtype.kind == "M" else axis.label, "score (s.d.)")
+    finite = rows[np.isfinite(rows)]
+    ends = f"from {finite.min():.2g} to {finite.max():.2g} standard deviations" if finite.size else "no values"
+    return _picture(figure, f"Score of mode {j + 1} along {axis.name}: {ends}.", note)
+
+
+def walks(passes: Sequence[Mapping[str, Any]]) -> Picture:
+    """Draw the thread seconds that each pass spent reading and computing."""
+    reading, computing = (np.array([float(p.get(k) or 0) for p in passes]) for k in ("read_seconds", "compute_seconds"))
+    figure, (ax,) = _figure(0.75 + 0.3 * min(len(passes), 8))
+    number = np.arange(1, len(passes) + 1)
+    ax.barh(number, reading, height=0.6, color=SAND, label="reading and decoding")
+    ax.barh(number, computing, left=reading, height=0.6, color=BLUE, label="computing")
+    ax.set_ylim(len(passes) + 0.6, 0.4)
+    ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
+    _name(ax, "seconds, summed over threads", "pass")
+    words = f"reading {reading.sum():.3g} s, computing {computing.sum():.3g} s"
+    return _picture(figure, f"Bars: thread seconds of {len(passes)} passes; in all {words}.")
+
+
+def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tuple[str, int, int]]) -> Picture:
+    axis = Axis.of(labels, labels.dims[0])
+    figure, (ax,) = _figure(2.2)
+    note = ""
+    if kinds:
+        axis = Axis("feature", np.arange(labels.size))
+        for _, start, _ in kinds[1:]:
+            ax.axvline(start - 0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        ax.set_xticks([(a + b - 1) / 2 for _, a, b in kinds], [_plain(n, 18) for n, _, _ in kinds])
+        note = "Variables side by side, as entries of the unit vector: they share no unit."
+    if labels.size <= MOST_BARS and not kinds:
+        at = np.arange(labels.size)
+        ax.bar(at, values, color=np.where(values >= 0, RED, BLUE), width=0.72)
+        names = [_plain(w, 14) for w in axis.words]
+        ax.set_xticks(at, names, rotation=60 if max(map(len, names)) > 3 else 0, ha="center")
+    else:
+        note = f"{note} {_trace(ax, axis.values, values)}".strip()
+        _dates(ax, axis.values)
+    ax.axhline(0, color=INK, linewidth=0.6)
+    ax.margins(x=0.01)
+    _name(ax, "" if kinds else axis.label, "component" if kinds else _per_spread(units))
+    return _picture(figure, f"Mode {j + 1} along {axis.name}: {_ends(labels, values)}.", note)
+
+
+def _sheet(drawn: Sheet, labels: Labels, values: np.ndarray, j: int, units: str) -> Picture:
+    panels, own_scale = drawn.panels, drawn.names_variables
+    single = len(panels) == 1
+    height, width = drawn.panel_size(WIDTH - 1.6)
+    beside = 1 if single or own_scale or height < 0.5 * width else 2
+    rows = -(-len(panels) // beside)
+    figure, axes = _figure(rows * (height / beside + (0.15 if single else 0.35)) + 0.5, rows, beside)
+    limits = [_limit(p) for p in panels] if own_scale else [_limit(np.stack(panels))] * len(panels)
+    for i, (ax, panel, limit) in enumerate(zip(axes, panels, limits, strict=False)):
+        mesh = _mesh(ax, drawn, panel, limit)
+        ax.set_box_aspect(height / width)
+        ax.set_title(_plain(drawn.titles[i], 50), fontsize=9, loc="left", color=INK)
+        last = i + beside >= len(panels)
+        _name(ax, drawn.columns.label if last else "", "" if i % beside else drawn.rows.label)
+        if own_scale or single:
+            _colour_bar(figure, mesh, [ax], limit, panel, _per_spread("" if own_scale else units))
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    if not (own_scale or single):
+        _colour_bar(figure, mesh, axes, limits[0], np.stack(panels), _per_spread(units))
+    kind = "Map" if drawn.geographic else "Image"
+    return _picture(
+        figure, f"{kind} of mode {j + 1} over {', '.join(labels.dims)}: {_ends(labels, values)}.", drawn.note
+    )
+
+
+def _mesh(ax: Axes, drawn: Sheet, panel: np.ndarray, limit: float) -> Any:
+    """Cells in colours that diverge from a white zero, on grey where there is no data."""
+    mesh = ax.pcolormesh(*drawn.edges, np.ma.masked_invalid(panel), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.set_facecolor(GREY)
+    ax.spines[:].set_visible(False)
+    if drawn.downwards:
+        ax.invert_yaxis()
+    return mesh
+
+
+def _colour_bar(figure: Figure, mesh: Any, axes: list[Axes], limit: float, shown: np.ndarray, words: str) -> None:
+    beyond = bool(np.nanmax(np.abs(shown), initial=0) > limit)
+    bar = figure.colorbar(mesh, ax=axes, extend="both" if beyond else "neither", fraction=0.06, pad=0.02, aspect=16)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2, colors=INK)
+    bar.locator = MaxNLocator(4, symmetric=True)
+    bar.set_label(words, fontsize=8.5, color=INK)
+
+
+def _limit(values: np.ndarray) -> float:
+    """End of the colour scale: nearly the largest magnitude, so that one odd cell does not bleach the rest."""
+    finite = np.abs(values[np.isfinite(values)])
+    return float(np.quantile(finite, 0.995)) or float(finite.max()) or 1.0 if finite.size else 1.0
+
+
+def _trace(ax: Axes, x: np.ndarray, y: np.ndarray, filled: bool = False) -> str:
+    """Draw y over x; returns a remark where several values had to share a place."""
+    if y.size > MOST_POINTS:
+        starts = np.linspace(0, y.size, MOST_POINTS // 4, endpoint=False).astype(int)
+        lowest, highest = (f.reduceat(y, starts) for f in (np.fmin, np.fmax))
+        ax.fill_between(x[starts], lowest, highest, color=BLUE, linewidth=0.6)
+        return f"Band: smallest to largest of each {y.size // starts.size} neighbours."
+    if filled:
+        ax.fill_between(x, y, 0, where=y > 0, interpolate=True, color=RED, alpha=0.55, linewidth=0)
+        ax.fill_between(x, y, 0, where=y < 0, interpolate=True, color=BLUE, alpha=0.55, linewidth=0)
+    ax.plot(x, y, color=INK if filled else BLUE, linewidth=0.9)
+    return ""
+
+
+def _runs(labels: Labels) -> list[tuple[str, int, int]]:
+    """Stretches of features of one variable, as (name, start, stop); none where there is no such coordinate."""
+    coord = labels.coords.get("variable")
+    if coord is None or coord.dims != labels.dims or not labels.size:
+        return []
+    starts = [0, *(np.flatnonzero(coord.values[1:] != coord.values[:-1]) + 1).tolist()]
+    if not 1 < len(starts) <= 12:
+        return []
+    return [(str(coord.values[a]), a, b) for a, b in zip(starts, [*starts[1:], labels.size], strict=True)]
+
+
+def _ends(labels: Labels, values: np.ndarray) -> str:
+    if not np.isfinite(values).any():
+        return "no values"
+    low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
+    return f"lowest {values[low]:.3g} at {labels.describe(low)}, highest {values[high]:.3g} at {labels.describe(high)}"
+
+
+def _per_spread(units: str) -> str:
+    return f"{_plain(units, 20)} per s.d.".strip()
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(GREY)
+        ax.tick_params(colors=INK, labelsize=8.5, length=3, color=GREY)
+    return figure, axes
+
+
+def _name(ax: Axes, x: str, y: str) -> None:
+    ax.set_xlabel(_plain(x, 60), fontsize=9, color=INK)
+    ax.set_ylabel(_plain(y, 30), fontsize=9, color=INK)
+
+
+def _dates(ax: Axes, x: np.ndarray) -> None:
+    if x.dtype.kind == "M":
+        locator = AutoDateLocator()
+        ax.xaxis.set_major_locator(locator)
+        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _plain(words: str, most: int) -> str:
+    """The words as they are, cut to length: a dollar sign starts no formula."""
+    words = words if len(words) <= most else words[: most - 1] + "…"
+    return words.replace("$", r"\$")
+
+
+def _picture(figure: Figure, alt: str, note: str = "") -> Picture:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=200, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.04)
+    figure.clear()
+    return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"), alt, note)

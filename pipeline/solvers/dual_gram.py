@@ -1,0 +1,132 @@
+"""`dual_gram`: the Gram matrix of few samples with very many features, then one pass more for the components; exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.folds import ColumnFactor, ColumnProduct, Standard
+from pipeline.folds.columns import Dual, Factor
+from pipeline.kernels.linalg import eigh_descending
+from pipeline.matrix import Matrix
+from pipeline.solvers.gram import exact_sines, gram_rounding
+from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, Answer, Cost, Settings
+from pipeline.sources import COLUMNS
+from pipeline.subspace import Subspace
+
+__all__ = ["DualGram", "factored", "standard"]
+
+
+@dataclass(frozen=True)
+class DualState:
+    """Passes so far, precision, the left vectors (n, k) and what is known of them, and the long factor at the end."""
+
+    passes: int
+    dtype: Any
+    left: np.ndarray | None = None
+    squares: np.ndarray | None = None
+    residual: np.ndarray | None = None
+    sines: np.ndarray | None = None
+    spread: float = 0.0
+    factor: Factor | None = None
+
+
+@dataclass(frozen=True)
+class DualGram:
+    """Eigenvectors U of Z Z^T (n x n), then V = Z^T U / s: two walks over blocks of whole columns."""
+
+    settings: Settings
+    name: ClassVar[str] = "dual_gram"
+
+    def cost(self, X: Matrix) -> Cost:
+        n, d = X.shape
+        k = self.settings.rank.most(n, d)
+        return Cost(2, COLUMNS, 8 * n * n, X.work_dtype.itemsize * n * n, 8 * (4 * n * n + 4 * d * k), 1.0 * n * n * d)
+
+    def init(self, X: Matrix) -> DualState:
+        self.settings.rank.most(*X.shape)
+        return DualState(0, X.work_dtype)
+
+    def fold(self, X: Matrix, state: DualState) -> ColumnProduct | ColumnFactor:
+        if state.left is not None:
+            return ColumnFactor(np.dtype(state.dtype), standard(X, self.settings), state.left)
+        probe = np.random.default_rng(self.settings.seed).standard_normal(X.shape[0])
+        return ColumnProduct(np.dtype(state.dtype), standard(X, self.settings), probe)
+
+    def step(self, X: Matrix, state: DualState, summary: Any) -> DualState:
+        state = replace(state, passes=state.passes + 1)
+        if isinstance(summary, Factor):
+            return replace(state, factor=summary)
+        dual: Dual = summary
+        n, present = X.shape[0], dual.present
+        values, vectors = eigh_descending(dual.product, self.settings.rank.known(n, present))
+        k = self.settings.rank.resolve(np.maximum(values, 0.0), dual.energy, n, present)
+        largest = float(values[0])
+        rounding = gram_rounding(state.dtype, dual.energy, largest, X.T.block_height, n)
+        rounding += dual.rounding.norm(np.ones(n))
+        left, theta = vectors[:, :k], values[:k]
+        sines = right_sines(exact_sines(values, rounding, k), theta, largest, state.dtype)
+        tol = self.settings.tol
+        if tol is not None and sines[-1] > tol and state.dtype == np.float32:
+            return replace(state, dtype=np.dtype(np.float64))  # once more: float32 products stood in the way
+        residual = np.linalg.norm(dual.product @ left - left * theta, axis=0) + rounding
+        floor = max(np.finfo(float).eps * largest, np.finfo(float).tiny)
+        return replace(
+            state,
+            left=left,
+            squares=theta,
+            residual=residual / np.maximum(theta, floor),
+            sines=sines,
+            spread=dual.squares,
+        )
+
+    def done(self, state: DualState) -> str | None:
+        if state.factor is None or state.sines is None:
+            return None
+        tol = self.settings.tol
+        return COMPLETE if tol is None else CONVERGED if state.sines[-1] <= tol else NO_GAP
+
+    def result(self, X: Matrix, state: DualState) -> Subspace:
+        return factored(X, state, self.settings)
+
+
+def standard(X: Matrix, settings: Settings) -> Standard:
+    """How a transposed walk treats the columns of X."""
+    return Standard(settings.center, settings.scale, X.weights, X.sample_weights)
+
+
+def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, dtype: Any) -> np.ndarray:
+    """Sine bounds (k,) of V = Z^T U / s from those of U.
+
+    Z^T shrinks what leaks into weaker directions, so tan(V) <= tan(U); rounding in Z^T U is relative to the largest.
+    """
+    tangent = sines / np.sqrt(np.maximum(1.0 - sines**2, np.finfo(float).tiny))
+    noise = 4 * np.finfo(dtype).eps * np.sqrt(largest / np.maximum(theta, np.finfo(float).tiny))
+    noise *= np.sqrt(np.arange(1, theta.size + 1))
+    return np.minimum(tangent + noise, 1.0)
+
+
+def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
+    """The Subspace of left vectors and the factor of the long side that belongs to them."""
+    long, mean, scale = state.factor.joined()
+    present = np.isfinite(mean)
+    values = np.linalg.norm(long, axis=0)
+    # Orthonormal up to rounding already; QR mends the rounding, and fills in directions for components of no variance.
+    q, r = np.linalg.qr(long[present])
+    components = np.zeros_like(long)
+    components[present] = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    n = X.shape[0] if X.sample_weights is None else float(X.sample_weights.sum())
+    dof = max(n - 1.0, 0.0) if settings.center else n
+    return Answer(
+        components,
+        values,
+        mean,
+        scale,
+        float(n),
+        state.spread / dof if dof else 0.0,
+        state.residual,
+        state.sines,
+        state.passes,
+    ).subspace(X, settings)

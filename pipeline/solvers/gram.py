@@ -1,0 +1,122 @@
+"""`gram`: one pass of second moments, then an eigendecomposition; exact, for features that fit a square matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.folds import Moments, RowMoments
+from pipeline.kernels.blocks import spread_of
+from pipeline.kernels.certificate import sine_bounds
+from pipeline.kernels.linalg import eigh_descending
+from pipeline.matrix import Matrix
+from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, Answer, Cost, Settings, unit_roundoff
+from pipeline.sources import ROWS
+from pipeline.subspace import Subspace
+
+__all__ = ["Gram", "exact_sines", "gram_rounding"]
+
+
+@dataclass(frozen=True)
+class GramState:
+    """Passes so far, the precision of the next one, the answer of the last, and why it is the last."""
+
+    passes: int
+    dtype: Any
+    answer: Answer | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Eigenvectors of D (sum of (x - mean)(x - mean)^T) D, D = diag(weights / scale)."""
+
+    settings: Settings
+    name: ClassVar[str] = "gram"
+
+    def cost(self, X: Matrix) -> Cost:
+        n, d = X.shape
+        return Cost(1, ROWS, 8 * d * d, X.work_dtype.itemsize * d * d, 8 * 4 * d * d, 1.0 * n * d * d)
+
+    def init(self, X: Matrix) -> GramState:
+        self.settings.rank.most(*X.shape)
+        return GramState(0, X.work_dtype)
+
+    def fold(self, X: Matrix, state: GramState) -> RowMoments:
+        probe = np.random.default_rng(self.settings.seed).standard_normal(X.shape[1])
+        probe = probe if X.weights is None else probe * X.weights
+        return RowMoments(np.dtype(state.dtype), probe, self.settings.scale, X.sample_weights)
+
+    def step(self, X: Matrix, state: GramState, summary: Moments) -> GramState:
+        answer, tol = self._solve(X, state, summary.centred()), self.settings.tol
+        state = replace(state, passes=state.passes + 1, answer=answer)
+        if tol is None:
+            return replace(state, reason=COMPLETE)
+        if answer.sines[-1] <= tol:
+            return replace(state, reason=CONVERGED)
+        if state.dtype == np.float32:  # once more: float32 products stood in the way
+            return replace(state, dtype=np.dtype(np.float64))
+        return replace(state, reason=NO_GAP)
+
+    def done(self, state: GramState) -> str | None:
+        return state.reason
+
+    def result(self, X: Matrix, state: GramState) -> Subspace:
+        assert state.answer is not None
+        return state.answer.subspace(X, self.settings)
+
+    def _solve(self, X: Matrix, state: GramState, moments: Moments) -> Answer:
+        s, n, present = self.settings, moments.n, ~moments.absent
+        variance = np.maximum(np.diag(moments.scatter), 0.0) / n if n else np.zeros(X.shape[1])
+        scale = spread_of(s.scale, variance, moments.mean) if s.scale else None
+        factor = np.ones(X.shape[1]) if X.weights is None else X.weights
+        factor = (factor if scale is None else factor / scale)[present]
+        z = moments.scatter if present.all() else moments.scatter[np.ix_(present, present)]
+        z = z * factor[:, None] * factor
+        spread = float(np.trace(z))
+        if not s.center:
+            middle = np.sqrt(n) * moments.mean[present] * factor
+            z += np.outer(middle, middle)
+        values, vectors = eigh_descending(z, s.rank.known(moments.rows, int(present.sum())))
+        energy = float(np.trace(z))
+        k = s.rank.resolve(np.maximum(values, 0.0), energy, moments.rows, int(present.sum()))
+        loud = energy + float(factor**2 @ moments.energy[present])
+        rounding = gram_rounding(state.dtype, loud, float(values[0]), X.block_height, z.shape[0])
+        whole = np.zeros(X.shape[1])
+        whole[present] = factor
+        rounding += moments.rounding.norm(whole)
+        theta, v = values[:k], vectors[:, :k]
+        residual = np.linalg.norm(z @ v - v * theta, axis=0) + rounding
+        components = np.zeros((X.shape[1], k))
+        components[present] = v
+        nan = np.where(present, 1.0, np.nan)
+        dof = max(n - 1.0, 0.0) if s.center else n
+        return Answer(
+            components,
+            np.sqrt(np.maximum(theta, 0.0)),
+            moments.mean * nan,
+            None if scale is None else scale * nan,
+            n,
+            spread / dof if dof else 0.0,
+            residual / np.maximum(theta, max(np.finfo(float).eps * float(values[0]), np.finfo(float).tiny)),
+            exact_sines(values, rounding, k),
+            state.passes + 1,
+        )
+
+
+def exact_sines(values: np.ndarray, rounding: float, k: int) -> np.ndarray:
+    """Sine bounds (k,) where all eigenvalues are known: what rounding may have turned over what the gap is."""
+    left = float(values[k]) if values.size > k else -np.inf
+    return sine_bounds(values[:k], np.zeros((k, k)), left, rounding, k)
+
+
+def gram_rounding(dtype: Any, energy: float, largest: float, height: int, width: int) -> float:
+    """Bound on the spectral norm of the rounding errors in Z^T Z, those of float32 products (measured) apart.
+
+    Sums of m terms go wrong by sqrt(m) roundoffs (Higham and Mary 2019), entries by one.
+    """
+    growth = 10.0 + np.sqrt(height) + np.sqrt(width)
+    entries = unit_roundoff(dtype) * np.sqrt(energy * max(largest, 0.0))
+    return float(growth * unit_roundoff(np.float64) * energy + entries)

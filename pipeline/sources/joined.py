@@ -1,0 +1,94 @@
+"""`Joined`: several sources of the same samples, side by side as features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.sources.source import ROWS, Range, Source
+
+__all__ = ["Joined"]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Columns of one source after those of another."""
+
+    parts: tuple[Source, ...]
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """First column of each part, and the end."""
+        return np.concatenate([[0], np.cumsum([p.shape[1] for p in self.parts])])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape[0], int(self.offsets[-1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.result_type(*(p.dtype for p in self.parts))
+
+    @property
+    def held(self) -> bool:
+        return any(p.held for p in self.parts)
+
+    @property
+    def collections(self) -> tuple[Any, ...]:
+        return tuple(c for p in self.parts for c in p.collections)
+
+    @property
+    def layout(self) -> str:
+        return " + ".join(p.layout for p in self.parts)
+
+    def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            out = np.empty((rows[1] - rows[0], cols[1] - cols[0]), self.dtype)
+        for part, start, stop in self._within(*cols):
+            out[:, max(start, cols[0]) - cols[0] : min(stop, cols[1]) - cols[0]] = part.read(
+                rows, (max(cols[0] - start, 0), min(cols[1], stop) - start)
+            )
+        return out
+
+    def cuts(self, side: int, longest: int) -> np.ndarray:
+        if side == ROWS:  # one grid must do for all: that of the part with the most features, which costs the most
+            return max(self.parts, key=lambda p: p.shape[1]).cuts(side, longest)
+        cuts = [p.cuts(side, longest) + start for p, start in zip(self.parts, self.offsets[:-1], strict=True)]
+        return np.unique(np.concatenate(cuts))
+
+    def touched(self, side: int, cuts: np.ndarray) -> int:
+        if side == ROWS:
+            return sum(p.touched(side, cuts) for p in self.parts)
+        bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        return sum(
+            p.touched(side, np.unique(np.clip(cuts, a, b)) - a) for p, (a, b) in zip(self.parts, bounds, strict=True)
+        )
+
+    def inputs(self, side: int, start: int, stop: int) -> Any:
+        if side == ROWS:
+            return [p.inputs(side, start, stop) for p in self.parts]
+        return [
+            p.inputs(side, max(start - a, 0), min(stop, b) - a) if a < stop and start < b else None
+            for p, a, b in self._bounds()
+        ]
+
+    def given(self, side: int, start: int, inputs: Any) -> Source:
+        origins = [start if side == ROWS else max(start - a, 0) for _, a, _ in self._bounds()]
+        return Joined(
+            tuple(
+                p if i is None else p.given(side, origin, i)
+                for p, origin, i in zip(self.parts, origins, inputs, strict=True)
+            )
+        )
+
+    def hollow(self) -> Source:
+        return Joined(tuple(p.hollow() for p in self.parts))
+
+    def _bounds(self) -> list[tuple[Source, int, int]]:
+        return list(zip(self.parts, self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True))
+
+    def _within(self, start: int, stop: int) -> list[tuple[Source, int, int]]:
+        return [(p, a, b) for p, a, b in self._bounds() if a < stop and start < b]

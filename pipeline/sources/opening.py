@@ -1,0 +1,373 @@
+"""From whatever users have to a `Source` with the labels of its samples and features."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import scipy.sparse
+import xarray as xr
+import zarr
+from zarr.abc.store import Store
+
+from pipeline.errors import InputError, PipelineError, StoreError
+from pipeline.labels import Coord, Labels
+from pipeline.sources.dasked import Dasked
+from pipeline.sources.grid import Grid
+from pipeline.sources.joined import Joined
+from pipeline.sources.source import Source
+from pipeline.sources.sparse import Sparse
+
+__all__ = ["Opened", "open_source"]
+
+Names = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, what its two sides are called, and where it came from."""
+
+    source: Source
+    samples: Labels
+    features: Labels
+    name: str
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One named array: its dims, its coordinates and what is selected along each dim."""
+
+    array: Any
+    dims: tuple[str, ...]
+    coords: Mapping[str, Coord]
+    attrs: Mapping[str, Any]
+    name: str
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(self.dims, self.array.shape, strict=True))
+
+
+def open_source(
+    source: Any,
+    variable: Names | None = None,
+    sample_dims: Names | None = None,
+    select: Mapping[str, Any] | None = None,
+) -> Opened:
+    """Open anything that `open_matrix` takes; see there."""
+    if scipy.sparse.issparse(source):
+        if select or variable or sample_dims:
+            raise InputError("a scipy.sparse matrix has no names: slice it before it is opened")
+        sparse = Sparse(source)
+        _check_numeric(sparse.dtype, "the sparse matrix")
+        return Opened(sparse, *_plain(sparse.shape), "scipy.sparse")
+    fields, name = _fields(source, variable)
+    dims = _sample_dims(fields[0], sample_dims)
+    opened = []
+    for f in fields:
+        missing = [d for d in dims if d not in f.dims]
+        if missing:
+            raise InputError(f"{f.name} has no dim {missing[0]!r}: its dims are {', '.join(map(str, f.dims))}")
+        opened.append(_open_field(f, dims, select or {}, name))
+    return opened[0] if len(opened) == 1 else _join(opened, [f.name for f in fields], name)
+
+
+def _plain(shape: Sequence[int]) -> tuple[Labels, Labels]:
+    return Labels.plain("sample", shape[0]), Labels.plain("feature", shape[1])
+
+
+def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
+    if isinstance(source, str | PathLike | Store):
+        return _stored(source, variable)
+    if isinstance(source, zarr.Group):
+        return _group_fields(source, variable, f"zarr group {source.store_path}")
+    if isinstance(source, xr.Dataset):
+        return [_labelled(a) for a in _chosen(source, variable, several=True)], "xarray Dataset"
+    if variable is not None:
+        raise InputError(
+            f"variable={variable!r}: a {type(source).__name__} has no variables; open a group or a Dataset"
+        )
+    if isinstance(source, xr.DataArray):
+        return [_labelled(source)], str(source.name or "xarray DataArray")
+    if isinstance(source, zarr.Array):
+        return [_bare(source)], f"zarr array {source.store_path}"
+    if isinstance(source, da.Array):
+        return [_bare(_known(source))], "dask array"
+    if hasattr(source, "columns") and hasattr(source, "to_numpy"):
+        return [_frame(source)], type(source).__name__
+    array = source if isinstance(source, np.ndarray) else np.asarray(source)
+    return [_bare(array)], "NumPy array" if isinstance(source, np.ndarray) else type(source).__name__
+
+
+def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple[list[_Field], str]:
+    name = str(where) if isinstance(where, Store) else fspath(where)
+    if not isinstance(where, Store) and "://" not in name and not Path(name).exists():
+        raise InputError(f"{name} does not exist")
+    try:
+        node = zarr.open(where, mode="r")
+    except Exception as error:
+        raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
+    if isinstance(node, zarr.Group):
+        return _group_fields(node, variable, name)
+    if variable is not None:
+        raise InputError(f"variable={variable!r}: {name} is an array, not a group")
+    return [_bare(node)], name
+
+
+def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple[list[_Field], str]:
+    try:
+        ds = xr.open_zarr(
+            group.store,
+            group=group.path or None,
+            chunks=None,
+            consolidated=group.metadata.consolidated_metadata is not None,
+        )
+    except Exception as error:
+        arrays = dict(group.arrays())
+        if not arrays:
+            raise StoreError(f"{name} holds no arrays that can be read ({_first_line(error)})") from error
+        wanted = [variable] if isinstance(variable, str) else list(variable or arrays)
+        _check_known(wanted, list(arrays), name)
+        _check_one(wanted, variable, name)
+        return [replace(_bare(arrays[w]), name=w) for w in wanted], name
+    fields = []
+    for array in _chosen(ds, variable, several=False, name=name):
+        field = _labelled(array)
+        # Packed data must be decoded by xarray; everything else is read straight through Zarr.
+        if not _packed(array.encoding):
+            field = replace(field, array=group[str(array.name)])
+        fields.append(field)
+    return fields, name
+
+
+def _packed(encoding: Mapping[Hashable, Any]) -> bool:
+    if any(key in encoding for key in ("scale_factor", "add_offset", "_Unsigned", "units", "calendar")):
+        return True
+    fills = [encoding[key] for key in ("_FillValue", "missing_value") if encoding.get(key) is not None]
+    return any(not np.all(np.isnan(np.asarray(f, dtype=np.float64))) for f in fills)
+
+
+def _chosen(ds: xr.Dataset, variable: Names | None, *, several: bool, name: str = "the Dataset") -> list[xr.DataArray]:
+    known = [str(v) for v in ds.data_vars]
+    if not known:
+        raise InputError(f"{name} holds no data variables")
+    wanted = known if variable is None else [variable] if isinstance(variable, str) else list(variable)
+    _check_known(wanted, known, name)
+    if not several:
+        _check_one(wanted, variable, name)
+    return [ds[w] for w in wanted]
+
+
+def _check_known(wanted: Sequence[str], known: Sequence[str], name: str) -> None:
+    for w in wanted:
+        if w not in known:
+            raise InputError(f"{name} has no variable {w!r}: it has {', '.join(known)}")
+
+
+def _check_one(wanted: Sequence[str], variable: Names | None, name: str) -> None:
+    if variable is None and len(wanted) > 1:
+        raise InputError(
+            f"{name} is a group of {len(wanted)} arrays: name one or more as variable ({', '.join(wanted)})"
+        )
+
+
+def _labelled(array: xr.DataArray) -> _Field:
+    coords = {
+        str(n): Coord(tuple(map(str, c.dims)), c.values, dict(c.attrs))
+        for n, c in array.reset_index([n for n, i in array.xindexes.items() if _is_multi(i)]).coords.items()
+    }
+    data = array.variable._data if isinstance(array.variable._data, np.ndarray) else array.variable
+    if isinstance(array.chunks, tuple):
+        data = array.data
+    name = str(array.name or "data")
+    return _Field(_known(data), tuple(map(str, array.dims)), coords, dict(array.attrs), name)
+
+
+def _is_multi(index: Any) -> bool:
+    return isinstance(index, xr.indexes.PandasMultiIndex)
+
+
+def _bare(array: Any) -> _Field:
+    named = getattr(getattr(array, "metadata", None), "dimension_names", None)
+    dims = ("sample", "feature") if array.ndim == 2 else tuple(f"dim_{i}" for i in range(array.ndim))
+    if named and all(named) and len(set(named)) == len(named):
+        dims = tuple(named)
+    attrs = dict(array.attrs) if isinstance(array, zarr.Array) else {}
+    return _Field(array, dims, {}, attrs, getattr(array, "name", None) or "the array")
+
+
+def _frame(frame: Any) -> _Field:
+    values = frame.to_numpy()
+    names = np.asarray([str(c) for c in frame.columns])
+    return _Field(values, ("sample", "feature"), {"feature": Coord(("feature",), names, {})}, {}, "the DataFrame")
+
+
+def _known(array: Any) -> Any:
+    """A Dask array with known chunk sizes; finding them out computes what the array is made from."""
+    if isinstance(array, da.Array) and any(np.isnan(n) for n in array.shape):
+        return array.copy().compute_chunk_sizes()
+    return array
+
+
+def _sample_dims(field: _Field, sample_dims: Names | None) -> tuple[str, ...]:
+    if len(field.dims) < 2:
+        raise InputError(
+            f"{field.name} has {len(field.dims)} dim(s): a matrix needs samples and features, so at least two. "
+            "Reshape your data, either with reshape(-1, 1) or reshape(1, -1)"
+        )
+    if sample_dims is None:
+        return field.dims[:1]
+    dims = (sample_dims,) if isinstance(sample_dims, str) else tuple(sample_dims)
+    for dim in dims:
+        if dim not in field.dims:
+            raise InputError(f"{field.name} has no dim {dim!r}: its dims are {', '.join(field.dims)}")
+    if not dims or len(set(dims)) < len(dims) or len(dims) == len(field.dims):
+        raise InputError(f"sample_dims={dims}: name at least one of {', '.join(field.dims)}, each once, and leave one")
+    return dims
+
+
+def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str, Any], name: str) -> Opened:
+    array, dims = field.array, field.dims
+    _check_numeric(array.dtype, field.name)
+    for dim in select:
+        if dim not in dims:
+            raise InputError(f"select: {field.name} has no dim {dim!r}: its dims are {', '.join(dims)}")
+    index = tuple(_index(dim, n, select.get(dim), field.coords) for dim, n in field.sizes.items())
+    features = tuple(d for d in dims if d not in sample_dims)
+    axes = tuple(dims.index(d) for d in sample_dims), tuple(dims.index(d) for d in features)
+    where = dict(zip(dims, index, strict=True))
+    source: Source
+    if isinstance(array, da.Array):
+        taken = array
+        for axis, i in enumerate(index):  # one axis at a time: Dask has no orthogonal indexing by several arrays
+            if not isinstance(i, slice) or i != slice(0, array.shape[axis]):
+                taken = taken[(slice(None),) * axis + (i,)]
+        source = Dasked(taken, axes)
+    else:
+        source = Grid(array, axes, index, _stored_chunks(array))
+    rows, cols = (_side_labels(field, side, where) for side in (sample_dims, features))
+    return Opened(source, rows, cols, name)
+
+
+def _stored_chunks(array: Any) -> tuple[int, ...]:
+    if isinstance(array, zarr.Array):
+        return tuple(array.shards or array.chunks)
+    preferred = getattr(array, "encoding", {}).get("preferred_chunks", {})
+    dims = getattr(array, "dims", (None,) * len(array.shape))
+    return tuple(max(1, preferred.get(d, 1)) for d in dims)  # 1: not in chunks
+
+
+def _side_labels(field: _Field, dims: Sequence[str], where: Mapping[str, Any]) -> Labels:
+    coords = {
+        name: Coord(c.dims, _orthogonal(c.values, [where[d] for d in c.dims]), c.attrs)
+        for name, c in field.coords.items()
+        if c.dims and set(c.dims) <= set(dims)
+    }
+    sizes = tuple(w.stop - w.start if isinstance(w, slice) else len(w) for w in (where[d] for d in dims))
+    return Labels(tuple(dims), sizes, coords, {**field.attrs, "name": field.name})
+
+
+def _orthogonal(values: np.ndarray, where: Sequence[Any]) -> np.ndarray:
+    for axis, w in enumerate(where):
+        values = values[(slice(None),) * axis + (w,)]
+    return values
+
+
+def _index(dim: str, size: int, wanted: Any, coords: Mapping[str, Coord]) -> slice | np.ndarray:
+    """What is selected along one dim, as a plain slice or increasing or other positions."""
+    if wanted is None:
+        return slice(0, size)
+    if isinstance(wanted, slice):
+        if all(isinstance(v, int | np.integer | None) for v in (wanted.start, wanted.stop, wanted.step)):
+            positions = range(*wanted.indices(size))
+            if positions.step == 1:
+                return slice(positions.start, max(positions.start, positions.stop))
+            return np.arange(positions.start, positions.stop, positions.step)
+        found = _by_label(dim, wanted, coords)
+        return (
+            found
+            if isinstance(found, np.ndarray)
+            else slice(found.start or 0, size if found.stop is None else found.stop)
+        )
+    at = np.atleast_1d(np.asarray(wanted))
+    if at.dtype == bool:
+        if at.shape != (size,):
+            raise InputError(f"select: the mask for {dim!r} has shape {at.shape}, the dim has {size} positions")
+        return np.flatnonzero(at)
+    if at.dtype.kind not in "iu":
+        raise InputError(f"select: {dim!r} takes a slice, positions or a boolean mask, not {at.dtype}")
+    if at.size and (at.min() < -size or at.max() >= size):
+        raise InputError(f"select: position {at[np.argmax(np.abs(at))]} of {dim!r} is outside its {size} positions")
+    return np.where(at < 0, at + size, at)
+
+
+def _by_label(dim: str, wanted: slice, coords: Mapping[str, Coord]) -> Any:
+    if dim not in coords:
+        raise InputError(
+            f"select: {dim!r} has no coordinate, so it takes positions, not {wanted.start!r} to {wanted.stop!r}"
+        )
+    try:
+        return (
+            xr.DataArray(coords[dim].values, dims=dim).to_index().slice_indexer(wanted.start, wanted.stop, wanted.step)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"select: {wanted.start!r} to {wanted.stop!r} cannot be found along {dim!r}: {error}"
+        ) from error
+
+
+def _check_numeric(dtype: Any, name: str) -> None:
+    kind = np.dtype(dtype).kind
+    if kind == "c":
+        raise InputError(
+            f"Complex data not supported: {name} is {dtype}; take its real and imaginary parts as features"
+        )
+    if kind not in "biuf":
+        raise InputError(f"{name} holds {dtype}, not numbers: choose a numeric variable or convert it first")
+
+
+def _join(opened: list[Opened], names: list[str], name: str) -> Opened:
+    first = opened[0]
+    for other, other_name in zip(opened[1:], names[1:], strict=True):
+        if other.samples.dims != first.samples.dims or other.samples.sizes != first.samples.sizes:
+            raise InputError(
+                f"{other_name} has other samples than {names[0]}: {other.samples.sizes}, {first.samples.sizes}"
+            )
+    parts: list[Source] = [o.source for o in opened]
+    lead = next((p for p in parts if isinstance(p, Dasked)), None)
+    if lead is not None:  # chunks of Dask arrays are taken whole, so all must be cut alike along the samples
+        chunks = {a: lead.array.chunks[b] for a, b in zip(lead.axes[0], lead.axes[0], strict=True)}
+        parts = [
+            replace(p, array=p.array.rechunk(dict(zip(p.axes[0], chunks.values(), strict=True))))
+            if isinstance(p, Dasked)
+            else p
+            for p in parts
+        ]
+    return Opened(Joined(tuple(parts)), first.samples, _joined_labels([o.features for o in opened], names), name)
+
+
+def _joined_labels(parts: list[Labels], names: list[str]) -> Labels:
+    variables = np.asarray(names)
+    if all(p.equals(parts[0]) for p in parts[1:]) and "variable" not in parts[0].dims:
+        coords = {"variable": Coord(("variable",), variables, {}), **parts[0].coords}
+        return Labels(("variable", *parts[0].dims), (len(parts), *parts[0].sizes), coords)
+    flat = [p.flattened("feature") for p in parts]
+    shared = set.intersection(*(set(f.coords) for f in flat))
+    coords = {
+        n: Coord(("feature",), np.concatenate([f.coords[n].values for f in flat]), flat[0].coords[n].attrs)
+        for n in flat[0].coords
+        if n in shared
+    }
+    coords["variable"] = Coord(("feature",), np.repeat(variables, [p.size for p in parts]), {})
+    return Labels(("feature",), (sum(p.size for p in parts),), coords)
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, PipelineError):
+        return str(error)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,389 @@
+"""`Subspace`: the answer of every solver as an immutable value, and the algebra on such values.
+
+With D = diag(weights / scale) a matrix X (n x d) is seen as Z = (X - 1 mean^T) D; a subspace holds the leading
+triplets Z v_i = s_i u_i. Everything here follows from the s_i, the v_i (rows of `components`) and the mean.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
+from pipeline.labels import Labels
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Subspace"]
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """A dominant subspace: mean, components and singular values, with the certificate of their accuracy.
+
+    Parameters
+    ----------
+    components : (k, d) array
+        Orthonormal rows in weighted, scaled units; NaN at features that were NaN in every sample.
+    singular_values : (k,) array
+        Largest first; the norms of the score columns.
+    mean : (d,) array
+        Sample mean in the data's own units; NaN at features that were NaN in every sample.
+    n_samples : float
+        Number of samples, or the sum of their weights.
+    total_variance : float
+        Sum over the features of the variance about the mean, in weighted, scaled units, over `dof`.
+    residual : (k,) array
+        ||Z^T u - s v|| / s of each component: 0 for an exact triplet.
+    angle_bounds : (k,) array
+        Entry j bounds the largest principal angle (radians) between the first j + 1 components and the true ones.
+    scale, weights : (d,) array, optional
+        What features were divided and multiplied by.
+    centered : bool
+        Whether the mean was subtracted (it was not for a truncated SVD).
+    passes : int
+        Times that the data was read.
+    features : Labels, optional
+        Dims and coordinates of the features.
+    provenance : dict
+        Method, parameters, source, seed, versions: plain JSON values.
+
+    Examples
+    --------
+    >>> S = Subspace(components=np.eye(3)[:2], singular_values=np.array([3.0, 2.0]), mean=np.zeros(3), n_samples=10,
+    ...              total_variance=2.0, residual=np.zeros(2), angle_bounds=np.zeros(2))
+    >>> S.explained_variance_ratio.round(3).tolist(), S.truncate(1).k
+    ([0.5, 0.222], 1)
+    >>> S.project(np.array([[1.0, 2.0, 3.0]])).tolist()
+    [[1.0, 2.0]]
+    """
+
+    components: np.ndarray
+    singular_values: np.ndarray
+    mean: np.ndarray
+    n_samples: float
+    total_variance: float
+    residual: np.ndarray
+    angle_bounds: np.ndarray
+    scale: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    centered: bool = True
+    passes: int = 0
+    features: Labels | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """Number of components."""
+        return int(self.components.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Number of features, those without any value included."""
+        return int(self.components.shape[1])
+
+    @property
+    def dof(self) -> float:
+        """What sums of squares are divided by: n - 1 with centring, n without (as in scikit-learn)."""
+        return max(self.n_samples - 1.0, 0.0) if self.centered else self.n_samples
+
+    @property
+    def angle_bound(self) -> float:
+        """Certified bound, in radians, on the largest principal angle to the true subspace; pi/2: nothing is known."""
+        return float(self.angle_bounds[-1]) if self.k else 0.0
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(d,) bool: the features that have values."""
+        return np.isfinite(self.mean)
+
+    @cached_property
+    def basis(self) -> np.ndarray:
+        """(k, d) components with zeros where there is no feature."""
+        return self.components if self.present.all() else np.where(self.present, self.components, 0)
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """(d,) weights / scale, the diagonal of D; zero where there is no feature."""
+        factor = np.where(self.present, 1.0, 0.0)
+        if self.weights is not None:
+            factor = factor * np.where(self.present, self.weights, 0.0)
+        if self.scale is not None:
+            factor = factor / np.where(self.present, self.scale, 1.0)
+        return factor
+
+    @cached_property
+    def offset(self) -> np.ndarray:
+        """(d,) what is subtracted from a sample: the mean, or zeros without centring."""
+        return np.where(self.present, self.mean, 0.0) if self.centered else np.zeros(self.n_features)
+
+    @property
+    def explained_variance(self) -> np.ndarray:
+        """(k,) variance of the score columns."""
+        if self.dof <= 0:
+            return np.zeros(self.k)
+        squares = np.square(self.singular_values, dtype=np.float64)
+        if not self.centered:
+            middle = self.basis @ (np.where(self.present, self.mean, 0.0) * self.factor)
+            squares = np.maximum(squares - self.n_samples * middle**2, 0.0)
+        return squares / self.dof
+
+    @property
+    def explained_variance_ratio(self) -> np.ndarray:
+        """(k,) share of the total variance; zeros where there is none."""
+        if not self.total_variance > 0:
+            return np.zeros(self.k)
+        return self.explained_variance / self.total_variance
+
+    @property
+    def unexplained_variance(self) -> float:
+        """Variance outside the subspace, in the units of `total_variance`."""
+        return max(float(self.total_variance - self.explained_variance.sum()), 0.0)
+
+    def distance(self, other: Subspace) -> np.ndarray:
+        """Principal angles in radians, largest first, to another subspace of the same features.
+
+        Raises
+        ------
+        InputError
+            When the numbers of features differ.
+        """
+        self._check_same_features(other)
+        return principal_angles(np.asarray(self.basis, np.float64), np.asarray(other.basis, np.float64))
+
+    def align(self, other: Subspace) -> Subspace:
+        """The same subspace with its components turned to lie as near as they can to those of `other`.
+
+        The turn is the orthogonal Procrustes rotation (Schönemann 1966); singular values become the norms of the turned
+        score columns, so that scores of two versions can be compared.
+        """
+        self._check_same_features(other)
+        if other.k < self.k:
+            raise InputError(f"cannot align {self.k} components to {other.k}: truncate({other.k}) first")
+        a, b = np.asarray(self.basis, np.float64), np.asarray(other.basis, np.float64)
+        u, _, vt = np.linalg.svd(b[: self.k] @ a.T)
+        turn = u @ vt
+        squares = np.square(self.singular_values, dtype=np.float64)
+        moments = (turn * squares) @ turn.T
+        values = np.sqrt(np.maximum(np.diag(moments), 0.0))
+        coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
+        outside = np.sqrt(turn**2 @ (self.residual * squares) ** 2)
+        components = (turn @ np.where(self.present, self.components, 0)).astype(self.components.dtype)
+        return replace(
+            self,
+            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
+            singular_values=values,
+            residual=np.hypot(coupling, outside) / np.maximum(values**2, np.finfo(float).tiny),
+            # A turn mixes the components: what is certified is their whole span, and so every part of it is not.
+            angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
+        )
+
+    def truncate(self, k: int) -> Subspace:
+        """The first k components; raises InputError when k is not in 1..self.k."""
+        if not 1 <= k <= self.k:
+            raise InputError(f"cannot keep {k} of {self.k} components: choose 1 to {self.k}")
+        return replace(
+            self,
+            components=self.components[:k],
+            singular_values=self.singular_values[:k],
+            residual=self.residual[:k],
+            angle_bounds=self.angle_bounds[:k],
+        )
+
+    def merge(self, other: Subspace, n_components: int | None = None) -> Subspace:
+        """The subspace of both sets of samples together (Iwen and Ong 2016, with means).
+
+        Exact when both kept every direction of their data; the certificate says what truncated tails may have changed.
+
+        Parameters
+        ----------
+        other : Subspace
+            Of the same features, with the same weights, scale and centring.
+        n_components : int, optional
+            How many to keep; default: the larger of the two.
+
+        Raises
+        ------
+        InputError
+            When features, weights, scale or centring differ.
+        """
+        self._check_mergeable(other)
+        n = self.n_samples + other.n_samples
+        gap = (np.where(self.present, self.mean, 0.0) - np.where(other.present, other.mean, 0.0)) * self.factor
+        shift = np.sqrt(self.n_samples * other.n_samples / n) if n else 0.0
+        rows = [s.singular_values[:, None] * np.asarray(s.basis, np.float64) for s in (self, other)]
+        if self.centered:
+            rows.append(shift * gap[None, :])
+        stacked = np.concatenate(rows)
+        # The SVD of a few long rows through the QR of their transpose: d x r, never d x d.
+        q = orthonormal(stacked.T)
+        _, values, vt = np.linalg.svd(stacked @ q, full_matrices=False)
+        spread = sum(s.total_variance * s.dof for s in (self, other)) + shift**2 * float(gap @ gap)
+        mean = (self.n_samples * self.mean + other.n_samples * other.mean) / n if n else self.mean
+        dof = max(n - 1.0, 0.0) if self.centered else n
+        k = min(n_components or max(self.k, other.k), values.size)
+        tail = self._tail() + other._tail()
+        components = (vt[:k] @ q.T).astype(self.components.dtype)
+        components = components * fix_signs(components)[:, None].astype(self.components.dtype)
+        squares = np.append(values**2, 0.0)
+        room = squares[:k] - squares[1 : k + 1] - tail
+        sine = np.divide(tail, room, out=np.ones(k), where=room > tail)
+        return replace(
+            self,
+            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
+            singular_values=values[:k],
+            mean=mean,
+            n_samples=n,
+            total_variance=spread / dof if dof else 0.0,
+            residual=tail / np.maximum(squares[:k], np.finfo(float).tiny),
+            angle_bounds=np.maximum.accumulate(np.arcsin(np.clip(sine, 0.0, 1.0))),
+            passes=max(self.passes, other.passes),
+        )
+
+    def update(self, rows: np.ndarray) -> Subspace:
+        """The subspace after more samples (m, d) in the data's own units; nothing old is read again.
+
+        Exact when the kept components hold all the variance; otherwise the certificate says what may have been lost.
+        """
+        return self.merge(self.of_rows(rows), n_components=self.k)
+
+    def of_rows(self, rows: np.ndarray) -> Subspace:
+        """The exact, untruncated subspace of a few samples (m, d), with this one's weights, scale and centring."""
+        rows = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+        self._check_width(rows)
+        values = rows[:, self.present]
+        if not np.isfinite(values).all():
+            raise InputError("rows to update with hold NaN or Inf: fill or leave out those samples")
+        mean = np.full(self.n_features, np.nan)
+        mean[self.present] = values.mean(axis=0) if len(rows) else 0.0
+        spread = (np.where(self.present, rows, 0.0) - np.where(self.present, mean, 0.0)) * self.factor
+        z = spread if self.centered else np.where(self.present, rows, 0.0) * self.factor
+        _, s, vt = np.linalg.svd(z, full_matrices=False)
+        part = replace(self, mean=mean, n_samples=float(len(rows)))
+        return replace(
+            part,
+            components=vt,
+            singular_values=s,
+            total_variance=float(np.square(spread).sum() / part.dof) if part.dof else 0.0,
+            residual=np.zeros(s.size),
+            angle_bounds=np.zeros(s.size),
+        )
+
+    def project(self, rows: np.ndarray) -> np.ndarray:
+        """Scores (m, k) of samples (m, d) in the data's own units; float32 rows give float32 scores.
+
+        Features that the subspace does not have are ignored. Raises InputError when the width differs.
+        """
+        rows = np.atleast_2d(np.asarray(rows))
+        self._check_width(rows)
+        dtype = np.float32 if rows.dtype in (np.float16, np.float32) else np.float64
+        # Subtract what the dtype can hold of the mean, then correct by the rest: nothing large cancels.
+        pilot = self.offset.astype(dtype)
+        lens = self.basis.T * self.factor[:, None]
+        rows = rows if self.present.all() else np.where(self.present, rows, 0)
+        scores = (rows - pilot).astype(dtype, copy=False) @ lens.astype(dtype)
+        return scores - ((self.offset - pilot) @ lens).astype(dtype)
+
+    def reconstruct(self, scores: np.ndarray) -> np.ndarray:
+        """Samples (m, d) in the data's own units from scores (m, k); NaN where there is no feature."""
+        scores = np.atleast_2d(np.asarray(scores))
+        if scores.shape[1] != self.k:
+            raise InputError(f"scores have {scores.shape[1]} columns, the subspace has {self.k} components")
+        dtype = np.float32 if scores.dtype == np.float32 else np.float64
+        stretch = np.divide(1.0, self.factor, out=np.zeros_like(self.factor), where=self.factor != 0)
+        rows = scores.astype(dtype) @ self.basis.astype(dtype) * stretch.astype(dtype) + self.offset.astype(dtype)
+        return rows if self.present.all() else np.where(self.present, rows, np.nan).astype(dtype)
+
+    def save(self, store: str | PathLike[str], overwrite: bool = False) -> None:
+        """Write to a Zarr v3 store, whole or not at all (see `pipeline.store.save`)."""
+        from pipeline.store import save  # the door to storage: imported when somebody goes through it
+
+        save(self, store, overwrite=overwrite)
+
+    def to_dataset(self) -> xr.Dataset:
+        """The subspace as an xarray Dataset with dims `mode` and those of the features."""
+        from pipeline.store.dataset import to_dataset
+
+        return to_dataset(self)
+
+    @staticmethod
+    def from_dataset(ds: xr.Dataset) -> Subspace:
+        """The inverse of `to_dataset`."""
+        from pipeline.store.dataset import from_dataset
+
+        return from_dataset(ds)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal bit for bit, dtypes included; the attributes of coordinates do not count."""
+        if not isinstance(other, Subspace):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return (
+            f"Subspace: {self.k} components x {self.n_features} features from {self.n_samples:g} samples, "
+            f"{100 * self.explained_variance_ratio.sum():.2f} % of the variance, "
+            f"sin(largest angle) <= {np.sin(self.angle_bound):.1e}, {self.passes} passes"
+        )
+
+    def _repr_html_(self) -> str:
+        ratio, rows = self.explained_variance_ratio, []
+        for i in range(min(self.k, 12)):
+            width = 100 * ratio[i] / max(ratio.max(), np.finfo(float).tiny)
+            bar = f"<div style='background:#3b6ea5;height:.7em;width:{width:.1f}%'></div>"
+            rows.append(
+                f"<tr><td>{i + 1}</td><td>{self.singular_values[i]:.5g}</td><td>{100 * ratio[i]:.2f} %</td>"
+                f"<td style='min-width:9em'>{bar}</td><td>{self.residual[i]:.1e}</td>"
+                f"<td>{np.sin(self.angle_bounds[i]):.1e}</td></tr>"
+            )
+        more = f"<p>… and {self.k - 12} more</p>" if self.k > 12 else ""
+        head = "<th>mode</th><th>singular value</th><th>variance</th><th></th><th>residual</th><th>sin angle ≤</th>"
+        return (
+            f"<div><p><b>{html.escape(repr(self))}</b></p><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>{more}</div>"
+        )
+
+    def _tail(self) -> float:
+        """Bound on the spectral norm of what the kept components leave of Z^T Z."""
+        squares = np.square(self.singular_values, dtype=np.float64)
+        energy = self.total_variance * self.dof
+        if not self.centered:
+            energy += self.n_samples * float(np.square(np.where(self.present, self.mean, 0) * self.factor).sum())
+        rest = max(energy - float(squares.sum()), 0.0) + 1e-14 * energy
+        return min(rest, float(squares.min(initial=np.inf))) + float(np.max(self.residual * squares, initial=0.0))
+
+    def _check_width(self, rows: np.ndarray) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            raise InputError(f"rows of shape {rows.shape}: the subspace has {self.n_features} features")
+
+    def _check_same_features(self, other: Subspace) -> None:
+        if self.n_features != other.n_features:
+            raise InputError(f"the subspaces have {self.n_features} and {other.n_features} features")
+
+    def _check_mergeable(self, other: Subspace) -> None:
+        self._check_same_features(other)
+        for name in ("scale", "weights", "centered"):
+            if not _same(getattr(self, name), getattr(other, name)):
+                raise InputError(f"cannot merge: the subspaces were fitted with different {name}")
+        if not np.array_equal(self.present, other.present):
+            raise InputError("cannot merge: the subspaces miss different features")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+    if isinstance(a, Labels) and isinstance(b, Labels):
+        return a.equals(b)
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return False
+    return bool(a == b)
