@@ -235,24 +235,27 @@ def transform(
     spec = parse(SourceSpec, _source(source, options))
 
     from pipeline.jobs.cluster import cluster_client
-    from pipeline.jobs.run import check_outputs, write_scores
+    from pipeline.jobs.run import check_outputs, scores_of
     from pipeline.store import load
 
     check_outputs([out], source, overwrite=overwrite)
     subspace = load(model)
     with cluster_client(scheduler), showing_progress(_quiet(ctx)):
-        write_scores(subspace, spec, out, overwrite=overwrite)
+        scores_of(subspace, spec, out, overwrite=overwrite)
     click.echo(out)
 
 
 @main.command()
 @click.argument("model")
+@_scheduler
 @_json
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, scheduler: str | None, as_json: bool) -> None:
     """Say what is in MODEL, in words and as a table."""
+    from pipeline.jobs.cluster import cluster_client
     from pipeline.store import load
 
-    facts = _facts(load(model))
+    with cluster_client(scheduler):
+        facts = _facts(load(model))
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))
     else:
@@ -263,18 +266,37 @@ def inspect(model: str, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--out", required=True, metavar="FILE.html", help="HTML file to write.")
 @click.option("--scores", metavar="STORE", help="Scores as `transform` or `fit --scores` wrote them.")
+@click.option("--source", metavar="SOURCE", help="Samples whose scores are to be shown: they are computed now.")
+@_scheduler
 @_overwrite
-def report(model: str, out: str, scores: str | None, overwrite: bool) -> None:
+@click.pass_context
+def report(
+    ctx: click.Context,
+    model: str,
+    out: str,
+    scores: str | None,
+    source: str | None,
+    scheduler: str | None,
+    overwrite: bool,
+) -> None:
     """Write an HTML page about MODEL.
 
     Scree, maps of the modes, scores where given, certificate: one file that needs nothing else.
     """
-    from pipeline.jobs.run import check_outputs
+    from pipeline.jobs.cluster import cluster_client
+    from pipeline.jobs.run import check_outputs, scores_of
+    from pipeline.jobs.spec import SourceSpec
     from pipeline.report import write_report
     from pipeline.store import load
 
+    if scores and source:
+        raise InputError("--scores and --source both give scores: choose one")
     check_outputs([out], model, overwrite=overwrite)
-    write_report(load(model), out, scores=None if scores is None else _stored_scores(scores))
+    subspace, shown = load(model), None if scores is None else _stored_scores(scores)
+    with cluster_client(scheduler), showing_progress(_quiet(ctx)):
+        if source is not None:
+            shown = scores_of(subspace, SourceSpec(path=source))
+        write_report(subspace, out, scores=shown)
     click.echo(out)
 
 

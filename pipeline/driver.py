@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
-from pipeline.folds import Defects
+from pipeline.folds import Defects, RowMeans
 from pipeline.matrix import Matrix
 from pipeline.solvers import Solver
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
@@ -48,8 +48,13 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         When `tol` could not be met; it carries the best subspace.
     """
     cost, tol = solver.cost(X), solver.settings.tol
-    state, passes = solver.init(X), None if tol is not None else cost.passes
+    state = solver.init(X)
+    passes = None if tol is not None else cost.passes + (solver.settings.missing == "mean")
     walks: list[dict[str, Any]] = []
+    if solver.settings.missing == "mean":
+        observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
+        walks.append({"pass": 1, **asdict(tally)})
+        X = X.filled(np.where(observed.weight > 0, observed.mean, np.nan))
     while (reason := solver.done(state)) is None:
         fold = solver.fold(X, state)
         matrix = X if fold.side == X.side else X.T
@@ -63,7 +68,9 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         walks.append({"pass": len(walks) + 1, **asdict(tally)})
         state = solver.step(X, state, summary)
     found = solver.result(X, state)
-    found = replace(found, provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks)})
+    found = replace(
+        found, passes=len(walks), provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks)}
+    )
     if tol is not None and np.sin(found.angle_bound) > tol:
         raise ConvergenceError(
             f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "

@@ -37,6 +37,7 @@ class Matrix:
     side: int = ROWS
     block_bytes: int | None = None
     block_length: int | None = None
+    fill: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -128,7 +129,18 @@ class Matrix:
                 f"{what} {start} to {stop} of {self.name} cannot be read ({type(error).__name__}: {error}): "
                 "restore that part of the store, or leave it out with select"
             ) from error
-        return block if out is not None else block.astype(self.work_dtype, copy=False)
+        if out is None:
+            block = block.astype(self.work_dtype, copy=False)
+        return block if self.fill is None else self._filled(block, start, stop)
+
+    def _filled(self, block: np.ndarray, start: int, stop: int) -> np.ndarray:
+        assert self.fill is not None
+        fill = self.fill if self.side == ROWS else self.fill[start:stop]
+        return np.where(np.isnan(block), fill.astype(block.dtype), block)
+
+    def filled(self, fill: np.ndarray) -> Matrix:
+        """The same matrix with `fill` (d,) in the place of NaN; where that is NaN too, nothing changes."""
+        return replace(self, fill=fill)
 
     def rows(self, start: int, stop: int) -> Matrix:
         """The matrix of the rows [start, stop); nothing is copied."""

@@ -157,12 +157,13 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
             f"set memory_limit to {-(-peak // 10**6)} MB or more, use fewer threads a worker, or fewer components",
             peak,
         )
+    passes = cost.passes + (solver.settings.missing == "mean")  # one more for the means
     seconds = _seconds(matrix, cost, at_work)
     found = Plan(
         solver=solver.name,
         why="",
-        passes=cost.passes,
-        bytes_read=cost.passes * matrix.bytes_a_pass,
+        passes=passes,
+        bytes_read=passes * matrix.bytes_a_pass,
         peak_memory=int(peak),
         blocks_kept=0,
         seconds=seconds,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
@@ -33,12 +34,20 @@ class RowFunction:
     dtype: np.dtype[Any]
     name: str
 
+    def filling(self, fill: np.ndarray) -> RowFunction:
+        """The same function after NaN was replaced by `fill` (d,)."""
+        return replace(self, apply=partial(_fill_and_apply, self.apply, fill))
+
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """Apply; raises NonfiniteError where the result is NaN or Inf, as it is wherever a row is."""
         result = self.apply(rows)
         if not np.isfinite(result).all():
             raise NonfiniteError("NaN or Inf among the entries")
         return result
+
+
+def _fill_and_apply(apply: Callable[[np.ndarray], np.ndarray], fill: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return apply(np.where(np.isnan(rows), fill.astype(rows.dtype), rows))
 
 
 @dataclass(frozen=True, eq=False)

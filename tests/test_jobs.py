@@ -127,6 +127,11 @@ def test_what_is_no_job_file(job_file: Path, content: bytes | None, sentence: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "conf").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_jobs_of_the_repository_are_valid(path: Path) -> None:
+    assert load_job(path).source.path
+
+
 def test_settings_from_python_are_checked_alike() -> None:
     with pytest.raises(InputError, match=r"^model.n_components is 0; expected"):
         parse_job({"source": {"path": "a"}, "model": {"n_components": 0}, "output": {"model": "b"}})

@@ -32,10 +32,23 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     subspace_: Subspace
     plan_: Plan
     n_features_in_: int
+    solver: str
+    missing: str
+    memory_limit: int | str | None
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
         raise NotImplementedError
+
+    @classmethod
+    def from_subspace(cls, subspace: Subspace) -> Self:
+        """A fitted estimator of a Subspace, such as one that was loaded, for `transform` and the rest."""
+        parameters = dict(subspace.provenance.get("parameters", {}))
+        known = {name: parameters[name] for name in cls._get_param_names() if name in parameters}
+        estimator = cls(**known)
+        estimator.n_features_in_ = subspace.n_features
+        estimator._keep(subspace)
+        return estimator
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Find the components of X.
@@ -125,14 +138,24 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self._rowwise(X, function)
 
     def _rowwise(self, X: Any, function: RowFunction, out: Any = None, overwrite: bool = False) -> Any:
+        if self.missing == "mean":
+            function = function.filling(self.subspace_.mean)
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
-            return written(matrix_like(self, X, self.subspace_.features), function, out, overwrite)
+            return written(self.matrix(X), function, out, overwrite)
         except NonfiniteError as error:
-            matrix = matrix_like(self, X, self.subspace_.features)
+            matrix = self.matrix(X)
             check_entries(matrix, self.subspace_.present)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
+
+    def matrix(self, X: Any) -> Matrix:
+        """New data opened as a Matrix with the features of the model, found by name where there are names.
+
+        Raises InputError when X has other features.
+        """
+        check_is_fitted(self)
+        return matrix_like(self, X, self.subspace_.features)
 
     def _project(self, rows: np.ndarray) -> np.ndarray:
         return self.subspace_.project(rows)
@@ -181,16 +204,15 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
     tol = estimator.tol
     if tol is not None and not (isinstance(tol, int | float | np.floating) and 0 < tol <= 1):
         raise InputError(f"tol={tol!r}: give a bound on a sine, above 0 and at most 1, or None")
-    if estimator.missing != "error":
-        raise InputError(
-            f"missing={estimator.missing!r} is not offered yet: fill missing entries first (missing='error')"
-        )
+    if estimator.missing not in ("error", "mean"):
+        raise InputError(f"missing={estimator.missing!r}: choose 'error' or 'mean'")
     if estimator.checkpoint is not None:
         raise InputError("checkpoint is not offered yet: leave it None")
     return Settings(
         Rank(estimator.n_components),
         bool(center),
         scale,
+        estimator.missing,
         None if tol is None else float(tol),
         seed_of(estimator.random_state),
     )

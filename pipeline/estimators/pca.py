@@ -34,8 +34,9 @@ class PCA(Components):
         'gram', 'dual_gram', 'randomized', or 'auto': the one that the plan finds cheapest.
     tol : float, optional
         Certified bound on the sine of the largest principal angle; None: the solver's default effort.
-    missing : {'error'}
-        What to do with NaN entries, other than features that are NaN in every sample.
+    missing : {'error', 'mean'}
+        What to do with NaN entries, other than features that are NaN in every sample: refuse them, or take the mean of
+        the feature's observed entries for them (one pass more).
     memory_limit : int or str, optional
         Bytes a worker, or a size such as '2GB'.
     checkpoint : None
@@ -102,6 +103,10 @@ class PCA(Components):
         certificate says what truncation may have cost. Raises InputError where features or n_components changed.
         """
         settings = self.settings()
+        if settings.missing != "error":
+            raise InputError(
+                "partial_fit cannot fill missing entries, as the means change with every batch: fill them first"
+            )
         if settings.scale is not None:
             raise InputError("partial_fit cannot scale, as the spread changes with every batch: scale the data first")
         first = not hasattr(self, "subspace_")

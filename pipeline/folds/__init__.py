@@ -2,7 +2,18 @@
 
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.defects import Defects
+from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
 
-__all__ = ["ColumnFactor", "ColumnProduct", "Defects", "Moments", "Products", "RowMoments", "RowProduct", "Standard"]
+__all__ = [
+    "ColumnFactor",
+    "ColumnProduct",
+    "Defects",
+    "Moments",
+    "Products",
+    "RowMeans",
+    "RowMoments",
+    "RowProduct",
+    "Standard",
+]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import xarray as xr
+
 from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.estimators import PCA, TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
@@ -22,7 +24,7 @@ from pipeline.subspace import Subspace
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["JobResult", "check_outputs", "make_estimator", "open_source", "run_job", "write_scores"]
+__all__ = ["JobResult", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,18 @@ def make_estimator(spec: ModelSpec) -> PCA | TruncatedSVD:
     return PCA(center=spec.center is not False, **parameters)
 
 
-def write_scores(subspace: Subspace, spec: SourceSpec, out: str, *, overwrite: bool = False) -> None:
-    """Write the scores of a source on the components of a model; raises as `PCA.transform` does."""
-    estimator = PCA(subspace.k, center=subspace.centered)
-    estimator.subspace_, estimator.n_features_in_ = subspace, subspace.n_features
-    # A bare path is opened with the model's own variables.
+def scores_of(subspace: Subspace, spec: SourceSpec, out: str | None = None, *, overwrite: bool = False) -> xr.DataArray:
+    """Scores of a source on the components of a model, in memory or written to `out`; raises as `transform` does."""
+    kind = TruncatedSVD if subspace.provenance.get("method") == "TruncatedSVD" else PCA
+    estimator = kind.from_subspace(subspace)
+    # A bare path is opened with the model's own variables and sample dims.
     source = spec.path if spec == SourceSpec(path=spec.path) else open_source(spec)
-    estimator.transform(source, out=out, overwrite=overwrite)
+    matrix = estimator.matrix(source)
+    if out is not None:
+        return estimator.transform(matrix, out=out, overwrite=overwrite)
+    samples = matrix.samples
+    values = estimator.transform(matrix).reshape(*samples.sizes, subspace.k)
+    return xr.DataArray(values, samples.xarray_coords(), (*samples.dims, "mode"))
 
 
 def check_outputs(outputs: Sequence[str | None], source: str | None = None, *, overwrite: bool = False) -> None:

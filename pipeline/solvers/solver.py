@@ -40,6 +40,7 @@ class Settings:
     rank: Rank
     center: bool = True
     scale: str | None = None
+    missing: str = "error"
     tol: float | None = None
     seed: int = 0
     max_passes: int = 60

@@ -289,11 +289,9 @@ def _index(dim: str, size: int, wanted: Any, coords: Mapping[str, Coord]) -> sli
                 return slice(positions.start, max(positions.start, positions.stop))
             return np.arange(positions.start, positions.stop, positions.step)
         found = _by_label(dim, wanted, coords)
-        return (
-            found
-            if isinstance(found, np.ndarray)
-            else slice(found.start or 0, size if found.stop is None else found.stop)
-        )
+        if isinstance(found, np.ndarray):
+            return found
+        return slice(int(found.start or 0), size if found.stop is None else int(found.stop))
     at = np.atleast_1d(np.asarray(wanted))
     if at.dtype == bool:
         if at.shape != (size,):

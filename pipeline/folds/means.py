@@ -1,0 +1,47 @@
+"""Means of the observed entries of every feature: what missing ones are filled with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.sources import ROWS
+
+__all__ = ["Observed", "RowMeans"]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """For each feature the weight of its observed entries and their mean (0 where there is none)."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RowMeans:
+    """Fold to the mean of what is observed; rows may have weights (n,)."""
+
+    dtype: np.dtype[Any]
+    weights: np.ndarray | None = None
+    side: int = ROWS
+
+    def block(
+        self, x: np.ndarray, at: tuple[int, int], held: Observed | None, scratch: dict[str, np.ndarray]
+    ) -> Observed:
+        seen = ~np.isnan(x)
+        rows = np.ones(len(x)) if self.weights is None else self.weights[at[0] : at[1]]
+        weight = rows @ seen
+        # About the first observed entry of each feature, so that large means keep their digits.
+        pilot = x[seen.argmax(axis=0), np.arange(x.shape[1])].astype(np.float64)
+        shift = rows @ np.where(seen, x - pilot, 0.0)
+        mean = np.where(weight > 0, pilot + shift / np.where(weight > 0, weight, 1.0), 0.0)
+        found = Observed(weight, mean)
+        return found if held is None else self.combine(held, found)
+
+    def combine(self, a: Observed, b: Observed) -> Observed:
+        weight = a.weight + b.weight
+        share = np.divide(b.weight, weight, out=np.zeros_like(weight), where=weight > 0)
+        return Observed(weight, a.mean + (b.mean - a.mean) * share)
