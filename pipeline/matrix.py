@@ -18,7 +18,7 @@ __all__ = ["Matrix", "open_matrix"]
 
 # A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
 # still cut, so that every core has something to do and progress can be seen.
-_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS = 64 << 20, 1 << 20, 16
+_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS = 64 << 20, 256 << 10, 16
 
 
 @dataclass(frozen=True, eq=False)
