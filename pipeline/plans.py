@@ -116,7 +116,7 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
             refused.append(error)
     if not fits:
         raise min(refused, key=lambda e: e.args[1] if len(e.args) > 1 else 0)
-    exact = [p for p in fits if p.solver.name != "randomized"]
+    exact = [p for p in fits if p.solver.exact]
     best = min(fits, key=lambda p: p.plan.seconds)
     if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= _EXACT * best.plan.seconds):
         best = min(exact, key=lambda p: p.plan.seconds)
@@ -136,7 +136,8 @@ def _why(name: str, X: Matrix) -> str:
     return {
         "gram": f"{d} features make a {d} x {d} matrix of second moments, exact in one pass",
         "dual_gram": f"{n} samples make a {n} x {n} matrix of inner products, exact in two passes",
-        "randomized": "cheapest by far, as both sides are long",
+        "krylov": "both sides are long, and it takes the fewest passes",
+        "randomized": "both sides are long, and a Krylov basis would not fit in memory",
     }[name]
 
 

@@ -39,6 +39,7 @@ class DualGram:
 
     settings: Settings
     name: ClassVar[str] = "dual_gram"
+    exact: ClassVar[bool] = True
 
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape

@@ -35,6 +35,7 @@ class Gram:
 
     settings: Settings
     name: ClassVar[str] = "gram"
+    exact: ClassVar[bool] = True
 
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape

@@ -71,6 +71,7 @@ class Solver(Protocol[St]):
     """
 
     name: ClassVar[str]
+    exact: ClassVar[bool]
 
     @property
     def settings(self) -> Settings:
