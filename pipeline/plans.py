@@ -36,6 +36,7 @@ class Plan:
     n_blocks: int
     block_rows: int
     side: str
+    reader: str
     memory_limit: int | None
     workers: int
     threads: int
@@ -52,6 +53,7 @@ class Plan:
             "solver": f"{self.solver}: {self.why}",
             "passes": f"{least}{self.passes}" + (f", until the angle is certified to {self.tol:g}" if least else ""),
             "bytes read": f"{least}{format_bytes(self.bytes_read)}",
+            "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
             "blocks": f"{self.n_blocks} of up to {self.block_rows} {self.side}, {self.blocks_kept} kept between passes",
             "workers": f"{self.workers} with {self.threads} threads in all",
@@ -171,6 +173,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
         n_blocks=matrix.n_blocks,
         block_rows=matrix.block_height,
         side="rows" if cost.side == ROWS else "columns",
+        reader=X.source.layout,
         memory_limit=limit,
         workers=at_work.workers,
         threads=at_work.threads,

@@ -93,7 +93,9 @@ class Grid:
     def layout(self) -> str:
         kind = "zarr" if isinstance(self.array, zarr.Array) else "memory" if self.held else type(self.array).__name__
         cut = "" if self.held else " in chunks of " + " x ".join(map(str, self.chunks))
-        return f"{kind} {' x '.join(map(str, self.array.shape))}{cut}"
+        pipeline = getattr(getattr(self.array, "async_array", None), "codec_pipeline", None)
+        by = ", decoded by zarrs" if type(pipeline).__name__ == "ZarrsCodecPipeline" else ""
+        return f"{kind} {' x '.join(map(str, self.array.shape))}{cut}{by}"
 
     def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
         shape = (rows[1] - rows[0], cols[1] - cols[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,26 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
     name = str(where) if isinstance(where, Store) else fspath(where)
     if not isinstance(where, Store) and "://" not in name and not Path(name).exists():
         raise InputError(f"{name} does not exist")
-    try:
-        node = zarr.open(where, mode="r")
-    except Exception as error:
-        raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
-    if isinstance(node, zarr.Group):
-        return _group_fields(node, variable, name)
+    with zarr.config.set(_decoder()):
+        try:
+            node = zarr.open(where, mode="r")
+        except Exception as error:
+            raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
+        if isinstance(node, zarr.Group):
+            return _group_fields(node, variable, name)
     if variable is not None:
         raise InputError(f"variable={variable!r}: {name} is an array, not a group")
     return [_bare(node)], name
+
+
+def _decoder() -> dict[str, Any]:
+    """Zarr's settings for arrays that are opened here: the `zarrs` codecs where they are installed.
+
+    An array keeps its decoder when it goes to a worker. One thread each, as the tasks are what runs in parallel.
+    """
+    if find_spec("zarrs") is None:
+        return {}
+    return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
 
 
 def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple[list[_Field], str]:
