@@ -368,12 +368,19 @@ def _print_model(facts: dict[str, Any]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    # In a pipe nothing is cut or wrapped: the width is that of the widest line.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100_000)
+    # In a pipe nothing is cut, wrapped or padded.
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else 200)
     words = _words(facts)
-    about = Table.grid("", Column(overflow="fold"), padding=(0, 2))
-    for name, value in words.items():
-        about.add_row(Text(name, style="bold"), Text(value))
+    if terminal:
+        about = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+        for name, value in words.items():
+            about.add_row(Text(name, style="bold"), Text(value))
+        console.print(about)
+    else:
+        width = max(map(len, words)) + 2
+        for name, value in words.items():
+            click.echo(f"{name:{width}s}" + value.replace("\n", "\n" + " " * width))
     modes = Table(box=box.SIMPLE_HEAD if console.is_terminal else None)
     for head in ("mode", "singular value", "variance %", "cumulative %", "residual", "sin angle <="):
         modes.add_column(head, justify="right")
@@ -381,7 +388,7 @@ def _print_model(facts: dict[str, Any]) -> None:
         shares = (f"{100 * m[name]:.3f}" for name in ("explained_variance_ratio", "cumulative_ratio"))
         bounds = (f"{m[name]:.1e}" for name in ("residual", "sin_angle_bound"))
         modes.add_row(str(m["mode"]), f"{m['singular_value']:.6g}", *shares, *bounds)
-    console.print(about, Text(), modes, sep="\n")
+    console.print(Text(), modes, sep="\n")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,21 @@ class NonfiniteError(InputError):
 
 
 class PlanError(PipelineError):
-    """The work as planned does not fit what it may use: memory, workers, a scheduler."""
+    """The work as planned does not fit what it may use: memory, workers, a scheduler.
+
+    Parameters
+    ----------
+    message : str
+    needed : int, optional
+        Bytes a worker that would do, where memory is what is short.
+    """
+
+    def __init__(self, message: str, needed: int | None = None) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+    def __reduce__(self) -> tuple[type[PlanError], tuple[str, int | None]]:
+        return type(self), (str(self), self.needed)
 
 
 class StoreError(PipelineError):

@@ -117,7 +117,7 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
         except PlanError as error:
             refused.append(error)
     if not fits:
-        raise min(refused, key=lambda e: e.args[1] if len(e.args) > 1 else 0)
+        raise min(refused, key=lambda error: error.needed or 0)
     exact = [p for p in fits if p.solver.exact]
     best = min(fits, key=lambda p: p.plan.seconds)
     if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= _EXACT * best.plan.seconds):
@@ -157,7 +157,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
     else:
         raise PlanError(
             f"{solver.name} needs {format_bytes(peak)} a worker and has {format_bytes(limit)}: "
-            f"set memory_limit to {-(-peak // 10**6)} MB or more, use fewer threads a worker, or fewer components",
+            f"set memory_limit to {_rounded_up(peak)} or more, use fewer threads a worker, or fewer components",
             peak,
         )
     passes = cost.passes + (solver.settings.missing == "mean")  # one more for the means
@@ -190,6 +190,11 @@ def _cuttings(X: Matrix) -> Iterator[Matrix]:
     while target >= across:
         yield X.cut_to(target)
         target //= 2
+
+
+def _rounded_up(nbytes: int) -> str:
+    unit, name = (10**6, "MB") if nbytes > 10**7 else (10**3, "kB")
+    return f"{-(-nbytes // unit)} {name}"
 
 
 def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:

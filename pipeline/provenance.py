@@ -19,9 +19,12 @@ __all__ = ["provenance"]
 _LIBRARIES = ("subspace-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
 
-def provenance(found: Subspace, method: str, parameters: Mapping[str, Any], X: Matrix, plan: Plan) -> Subspace:
-    """The same subspace with the story of its making."""
+def provenance(
+    found: Subspace, method: str, parameters: Mapping[str, Any], X: Matrix, plan: Plan | None = None
+) -> Subspace:
+    """The same subspace with the story of its making; batches are added without a plan."""
     story = {
+        **found.provenance,
         "method": method,
         "parameters": {name: _plain(value) for name, value in parameters.items()},
         "source": {
@@ -35,8 +38,7 @@ def provenance(found: Subspace, method: str, parameters: Mapping[str, Any], X: M
         "seed": _plain(parameters.get("random_state")),
         "versions": {library: version(library) for library in _LIBRARIES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "plan": str(plan),
-        **found.provenance,
+        **({} if plan is None else {"plan": str(plan)}),
     }
     return replace(found, provenance=story)
 

@@ -12,6 +12,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -22,17 +23,20 @@ from pipeline.matrix import Matrix
 from pipeline.sources import ROWS
 from pipeline.walk import walk
 
-__all__ = ["RowFunction", "gathered", "lazy", "written"]
+__all__ = ["RowFunction", "RowKernel", "gathered", "lazy", "written"]
+
+RowKernel = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class RowFunction:
     """A pure function of a block of rows (m, d) and what it gives: (m, width), or (m,) where width is 0."""
 
-    apply: Callable[[np.ndarray], np.ndarray]
+    apply: RowKernel
     width: int
-    dtype: np.dtype[Any]
     name: str
+    present: np.ndarray
+    """(d,) bool: the features that it looks at."""
 
     def filling(self, fill: np.ndarray) -> RowFunction:
         """The same function after NaN was replaced by `fill` (d,)."""
@@ -40,13 +44,14 @@ class RowFunction:
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """Apply; raises NonfiniteError where the result is NaN or Inf, as it is wherever a row is."""
-        result = self.apply(rows)
+        with np.errstate(invalid="ignore", over="ignore"):
+            result = self.apply(rows)
         if not np.isfinite(result).all():
             raise NonfiniteError("NaN or Inf among the entries")
         return result
 
 
-def _fill_and_apply(apply: Callable[[np.ndarray], np.ndarray], fill: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _fill_and_apply(apply: RowKernel, fill: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return apply(np.where(np.isnan(rows), fill.astype(rows.dtype), rows))
 
 
@@ -89,7 +94,7 @@ def gathered(X: Matrix, function: RowFunction) -> np.ndarray:
     """The function of all rows as one array (n, width) or (n,)."""
     parts, _ = walk(X, _Gather(function, X.work_dtype))
     parts.sort(key=lambda part: part[0])
-    return np.concatenate([result for _, result in parts]).astype(function.dtype, copy=False)
+    return np.concatenate([result for _, result in parts]).astype(X.work_dtype, copy=False)
 
 
 def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], feature_axes: tuple[int, ...]) -> Any:
@@ -97,6 +102,7 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
     x = da.transpose(array, sample_axes + feature_axes)
     samples, features = tuple(range(len(sample_axes))), tuple(range(len(sample_axes), x.ndim))
     last, new = ((x.ndim,), {x.ndim: function.width}) if function.width else ((), None)
+    dtype = np.dtype(np.float32 if array.dtype in (np.float16, np.float32) else np.float64)
     return da.blockwise(
         _block,
         (*samples, *last),
@@ -105,20 +111,33 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
         new_axes=new,
         concatenate=True,
         align_arrays=False,
-        meta=np.empty((0,) * len((*samples, *last)), function.dtype),
-        function=function,
+        meta=np.empty((0,) * len((*samples, *last)), dtype),
+        function=dask.delayed(function, traverse=False),  # one task of its own: components may be large
         n_samples=len(samples),
+        dtype_out=dtype,
     )
 
 
-def _block(x: np.ndarray, function: RowFunction, n_samples: int) -> np.ndarray:
-    x = x.toarray() if hasattr(x, "toarray") else x
+def _block(x: Any, function: RowFunction, n_samples: int, dtype_out: np.dtype[Any]) -> np.ndarray:
+    x = x.toarray() if hasattr(x, "toarray") else x.todense() if hasattr(x, "todense") else np.asarray(x)
     shape = x.shape[:n_samples]
+    rows = x.reshape(prod(shape), prod(x.shape[n_samples:]))
     try:
-        result = function.checked(x.reshape(prod(shape), -1))
+        result = function.checked(rows)
     except NonfiniteError:
-        raise InputError("a row holds NaN or Inf: fill or leave out such entries first") from None
-    return result.reshape(*shape, *result.shape[1:]).astype(function.dtype, copy=False)
+        raise InputError(_place(rows, function.present)) from None
+    return result.reshape(*shape, *result.shape[1:]).astype(dtype_out, copy=False)
+
+
+def _place(rows: np.ndarray, present: np.ndarray) -> str:
+    wrong = np.argwhere(~np.isfinite(rows) & present)
+    if not len(wrong):
+        return "the scores overflow: scale the data down"
+    row, feature = wrong[0]
+    return (
+        f"the data hold {rows[row, feature]} at row {row} of a chunk, feature {feature}: "
+        "fill such entries, or leave those samples or features out"
+    )
 
 
 def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrite: bool = False) -> xr.DataArray:
@@ -138,9 +157,13 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
 
     Raises
     ------
+    InputError
+        When `out` is no path on a local disk.
     StoreError
-        When `out` exists or cannot be written; nothing half-made is left.
+        When it exists or cannot be written; nothing half-made is left.
     """
+    if not isinstance(out, str | PathLike) or "://" in fspath(out):
+        raise InputError(f"out={out!r}: give a path on a local disk")
     path = Path(fspath(out))
     if path.exists() and not overwrite:
         raise StoreError(f"{path} exists: pass overwrite=True (--overwrite) or choose another path")
@@ -181,7 +204,7 @@ def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
         function.name,
         shape=shape,
         chunks=(min(height, max(shape[0], 1)), *shape[1:]),
-        dtype=function.dtype,
+        dtype=X.work_dtype,
         dimension_names=(*samples.dims, *modes),
         fill_value=np.nan,
     )

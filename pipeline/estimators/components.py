@@ -19,7 +19,7 @@ from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan, prepare
 from pipeline.provenance import provenance
-from pipeline.rowwise import RowFunction, written
+from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
 from pipeline.subspace import Subspace
 
@@ -123,21 +123,22 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             When X has other features, or NaN or Inf.
         """
         check_is_fitted(self)
-        scores = RowFunction(self._project, self.subspace_.k, self._score_dtype(X), "scores")
-        return self._rowwise(X, scores, out, overwrite)
+        return self._rowwise(X, self._project, "scores", self.subspace_.k, out, overwrite)
 
     def inverse_transform(self, Z: Any) -> Any:
         """Samples in the data's own units from scores (n, k), in the kind of container that the scores are."""
         check_is_fitted(self)
-        return rows_from_scores(self.subspace_, self._unwhitened(Z))
+        return rows_from_scores(self.subspace_, Z, self._restore)
 
     def reconstruction_error(self, X: Any) -> Any:
         """Squared distance of each sample from its projection (n,), in weighted, scaled units."""
         check_is_fitted(self)
-        function = RowFunction(partial(_squared_error, self.subspace_), 0, self._score_dtype(X), "reconstruction_error")
-        return self._rowwise(X, function)
+        return self._rowwise(X, partial(_squared_error, self.subspace_), "reconstruction_error")
 
-    def _rowwise(self, X: Any, function: RowFunction, out: Any = None, overwrite: bool = False) -> Any:
+    def _rowwise(
+        self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
+    ) -> Any:
+        function = RowFunction(apply, width, name, self.subspace_.present)
         if self.missing == "mean":
             function = function.filling(self.subspace_.mean)
         try:
@@ -155,17 +156,13 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Raises InputError when X has other features.
         """
         check_is_fitted(self)
-        return matrix_like(self, X, self.subspace_.features)
+        return matrix_like(self, X, self.subspace_)
 
     def _project(self, rows: np.ndarray) -> np.ndarray:
         return self.subspace_.project(rows)
 
-    def _unwhitened(self, Z: Any) -> Any:
-        return Z
-
-    def _score_dtype(self, X: Any) -> np.dtype[Any]:
-        dtype = getattr(X, "dtype", None)
-        return np.dtype(np.float32 if dtype in (np.float32, np.float16) else np.float64)
+    def _restore(self, scores: np.ndarray) -> np.ndarray:
+        return self.subspace_.reconstruct(scores)
 
     @property
     def _n_features_out(self) -> int:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from pipeline.driver import check_entries
 from pipeline.errors import InputError
 from pipeline.estimators.components import Components, settings_of
 from pipeline.estimators.containers import open_for_fit
-from pipeline.rowwise import RowFunction, gathered
+from pipeline.matrix import Matrix
+from pipeline.provenance import provenance
 from pipeline.solvers import Settings
 from pipeline.subspace import Subspace
 
 __all__ = ["PCA"]
+
+
+def _mergeable(pca: PCA) -> bool:
+    if pca.scale is not None or pca.missing != "error":
+        raise InputError("partial_fit needs scale=None and missing='error', as means and spreads change with a batch")
+    return True
 
 
 class PCA(Components):
@@ -96,28 +106,29 @@ class PCA(Components):
         """What is asked of a solver; raises InputError for parameters that cannot be."""
         return settings_of(self, self.center, self.scale)
 
+    @available_if(_mergeable)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Add a batch of samples (m, d) to what was fitted so far; batches may be of any height.
 
         The first batch is fitted; every further one is merged into the subspace, which keeps n_components of it: the
-        certificate says what truncation may have cost. Raises InputError where features or n_components changed.
+        certificate says what truncation may have cost. Offered without `scale` and with `missing='error'`, as means and
+        spreads change with every batch. Raises InputError where features or n_components changed, or entries are NaN.
         """
         settings = self.settings()
-        if settings.missing != "error":
-            raise InputError(
-                "partial_fit cannot fill missing entries, as the means change with every batch: fill them first"
-            )
-        if settings.scale is not None:
-            raise InputError("partial_fit cannot scale, as the spread changes with every batch: scale the data first")
         first = not hasattr(self, "subspace_")
         if not first and self._asked != self.n_components:
             raise InputError(f"n_components was {self._asked} in earlier batches and is {self.n_components} now")
-        batch = open_for_fit(self, X, reset=first)
-        rows = gathered(batch, RowFunction(np.array, batch.shape[1], batch.work_dtype, "rows"))
-        old = _nothing(batch.shape[1], settings, batch) if first else self.subspace_
+        batch = open_for_fit(self, X, reset=True) if first else self.matrix(X)
+        if batch.sample_weights is not None:
+            raise InputError("partial_fit counts every sample once: open the batch without sample_weights")
+        rows = np.concatenate([batch.read(i) for i in range(batch.n_blocks)])
+        old = _nothing(rows, settings, batch) if first else self.subspace_
+        if not np.isfinite(rows[:, old.present]).all():
+            check_entries(batch, old.present)
         new = old.of_rows(rows)
         merged = new if first else old.merge(new, n_components=old.k + new.k + 1)
-        self._keep(self._kept(merged, settings))
+        kept = replace(self._kept(merged, settings), passes=1)
+        self._keep(provenance(kept, type(self).__name__, self.get_params(), batch))
         return self
 
     def _kept(self, merged: Subspace, settings: Settings) -> Subspace:
@@ -147,7 +158,7 @@ class PCA(Components):
         if not self.noise_variance_ > 0 and self.subspace_.k < self.subspace_.present.sum():
             raise InputError("the noise variance is zero, so there is no likelihood: fit with fewer components")
         function = partial(_log_likelihood, self.subspace_, self.noise_variance_)
-        return self._rowwise(X, RowFunction(function, 0, self._score_dtype(X), "log_likelihood"))
+        return self._rowwise(X, function, "log_likelihood")
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`."""
@@ -168,21 +179,29 @@ class PCA(Components):
         scores = super()._project(rows)
         return scores / self._deviations().astype(scores.dtype) if self.whiten else scores
 
-    def _unwhitened(self, Z: Any) -> Any:
-        return Z * self._deviations() if self.whiten else Z
+    def _restore(self, scores: np.ndarray) -> np.ndarray:
+        return super()._restore(scores * self._deviations().astype(scores.dtype) if self.whiten else scores)
 
     def _deviations(self) -> np.ndarray:
         deviations = np.sqrt(self.explained_variance_)
         return np.where(deviations > 0, deviations, 1.0)
 
 
-def _nothing(d: int, settings: Settings, X: Any) -> Subspace:
-    """The subspace of no samples."""
-    none = np.zeros(0)
+def _nothing(rows: np.ndarray, settings: Settings, X: Matrix) -> Subspace:
+    """The subspace of no samples, of the features that have values in the first rows."""
+    d, none = rows.shape[1], np.zeros(0)
     return Subspace(
-        np.zeros((0, d), X.work_dtype), none, np.zeros(d), 0.0, 0.0, none, none,
-        weights=X.weights, centered=settings.center, features=X.features,
-    )  # fmt: skip
+        components=np.zeros((0, d), X.work_dtype),
+        singular_values=none,
+        mean=np.where(np.isnan(rows).all(axis=0), np.nan, 0.0),
+        n_samples=0.0,
+        total_variance=0.0,
+        residual=none,
+        angle_bounds=none,
+        weights=X.weights,
+        centered=settings.center,
+        features=X.features,
+    )
 
 
 def _log_likelihood(subspace: Subspace, noise: float, rows: np.ndarray) -> np.ndarray:

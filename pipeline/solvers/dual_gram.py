@@ -11,8 +11,8 @@ from pipeline.folds import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
-from pipeline.solvers.gram import exact_sines, gram_rounding
-from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, Answer, Cost, Settings
+from pipeline.solvers.gram import exact_sines, gram_rounding, unmet
+from pipeline.solvers.solver import COMPLETE, CONVERGED, Answer, Cost, Settings
 from pipeline.sources import COLUMNS
 from pipeline.subspace import Subspace
 
@@ -87,7 +87,9 @@ class DualGram:
         if state.factor is None or state.sines is None:
             return None
         tol = self.settings.tol
-        return COMPLETE if tol is None else CONVERGED if state.sines[-1] <= tol else NO_GAP
+        if tol is None:
+            return COMPLETE
+        return CONVERGED if state.sines[-1] <= tol else unmet(state.sines)
 
     def result(self, X: Matrix, state: DualState) -> Subspace:
         return factored(X, state, self.settings)

@@ -12,11 +12,11 @@ from pipeline.kernels.blocks import spread_of
 from pipeline.kernels.certificate import sine_bounds
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
-from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, Answer, Cost, Settings, unit_roundoff
+from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, STALLED, Answer, Cost, Settings, unit_roundoff
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Gram", "exact_sines", "gram_rounding"]
+__all__ = ["Gram", "exact_sines", "gram_rounding", "unmet"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Gram:
             return replace(state, reason=CONVERGED)
         if state.dtype == np.float32:  # once more: float32 products stood in the way
             return replace(state, dtype=np.dtype(np.float64))
-        return replace(state, reason=NO_GAP)
+        return replace(state, reason=unmet(answer.sines))
 
     def done(self, state: GramState) -> str | None:
         return state.reason
@@ -105,6 +105,11 @@ class Gram:
             exact_sines(values, rounding, k),
             state.passes + 1,
         )
+
+
+def unmet(sines: np.ndarray) -> str:
+    """Why an exact solver does not meet a tol: rounding, or no gap at all."""
+    return NO_GAP if sines[-1] >= 0.1 else STALLED
 
 
 def exact_sines(values: np.ndarray, rounding: float, k: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
             return _group_fields(node, variable, name)
     if variable is not None:
         raise InputError(f"variable={variable!r}: {name} is an array, not a group")
-    return [_bare(node)], name
+    return [replace(_bare(node), name=name)], name
 
 
 def _decoder() -> dict[str, Any]:
