@@ -70,10 +70,14 @@ class Matrix:
         if self.block_length is not None:
             return np.append(np.arange(0, self.shape[self.side], self.block_length), self.shape[self.side])
         across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
-        target = self.block_bytes
-        if target is None:
+        target = self.block_bytes or _BLOCK_BYTES
+        cuts = self.source.cuts(self.side, max(1, target // across))
+        if self.block_bytes is None:
             target = int(np.clip(self.shape[self.side] * across // _FEW_BLOCKS, _SMALL_BLOCK_BYTES, _BLOCK_BYTES))
-        return self.source.cuts(self.side, max(1, target // across))
+            finer = self.source.cuts(self.side, max(1, target // across))
+            if self.source.touched(self.side, finer) <= self.source.touched(self.side, cuts):  # no chunk is cut
+                return finer
+        return cuts
 
     @property
     def n_blocks(self) -> int:

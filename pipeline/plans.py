@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline.errors import InputError, PlanError
@@ -19,6 +20,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare"]
 
 # What a thread of today's machines does, for choosing between solvers; only ratios matter.
 _READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
+_BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
 
@@ -146,12 +148,14 @@ def _why(name: str, X: Matrix) -> str:
 def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Prepared:
     cost = solver.cost(X)
     walked = X if cost.side == ROWS else X.T
-    threads = at_work.threads_each
-    fixed = threads * (cost.summary_bytes + cost.scratch_bytes) + 3 * cost.summary_bytes
+    threads, across = at_work.threads_each, max(1, X.shape[1 - cost.side])
+    slab = 2 * 8 * 256 * across if X.work_dtype == np.float32 else 0  # where rounding is measured in float64
+    fixed = threads * (cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES) + 3 * cost.summary_bytes
     fixed += cost.client_bytes if at_work.client is None else cost.summary_bytes
     for matrix in _cuttings(walked):
-        block = matrix.block_height * max(1, X.shape[1 - cost.side]) * X.work_dtype.itemsize
-        peak = fixed + threads * 2 * block  # the block and what it is decoded from
+        block = matrix.block_height * across * X.work_dtype.itemsize
+        chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
+        peak = fixed + threads * (block + 2 * chunks)  # a block, the chunks that it lies in, and those encoded
         if limit is None or peak <= limit:
             break
     else:
