@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint doctest clean
+.PHONY: help venv demo test lint doctest bench clean
 
 help:  ## say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,9 @@ lint: $(READY)  ## ruff and mypy
 
 doctest: $(READY)  ## the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules pipeline
+
+bench: $(READY)  ## side by side with the peers, in minutes; SIZE=full for hours
+	$(BIN)/python -m benchmarks --size $(or $(SIZE),small)
 
 clean:  ## remove .venv, caches and products
 	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
