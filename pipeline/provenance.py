@@ -24,7 +24,6 @@ def provenance(
 ) -> Subspace:
     """The same subspace with the story of its making; batches are added without a plan."""
     story = {
-        **found.provenance,
         "method": method,
         "parameters": {name: _plain(value) for name, value in parameters.items()},
         "source": {
@@ -39,6 +38,7 @@ def provenance(
         "versions": {library: version(library) for library in _LIBRARIES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if plan is None else {"plan": str(plan)}),
+        **found.provenance,
     }
     return replace(found, provenance=story)
 

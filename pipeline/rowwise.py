@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
@@ -37,22 +36,22 @@ class RowFunction:
     name: str
     present: np.ndarray
     """(d,) bool: the features that it looks at."""
+    fill: np.ndarray | None = None
+    """(d,) what NaN is replaced by, if at all."""
 
-    def filling(self, fill: np.ndarray) -> RowFunction:
-        """The same function after NaN was replaced by `fill` (d,)."""
-        return replace(self, apply=partial(_fill_and_apply, self.apply, fill))
+    def filled(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as the function gets them."""
+        if self.fill is None or rows.dtype.kind != "f":
+            return rows
+        return np.where(np.isnan(rows), self.fill.astype(rows.dtype), rows)
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """Apply; raises NonfiniteError where the result is NaN or Inf, as it is wherever a row is."""
         with np.errstate(invalid="ignore", over="ignore"):
-            result = self.apply(rows)
+            result = self.apply(self.filled(rows))
         if not np.isfinite(result).all():
             raise NonfiniteError("NaN or Inf among the entries")
         return result
-
-
-def _fill_and_apply(apply: RowKernel, fill: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return apply(np.where(np.isnan(rows), fill.astype(rows.dtype), rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,8 @@ def gathered(X: Matrix, function: RowFunction) -> np.ndarray:
 
 def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], feature_axes: tuple[int, ...]) -> Any:
     """The function of the rows of a Dask array, as a lazy Dask array; numbers of rows may be unknown."""
-    x = da.transpose(array, sample_axes + feature_axes)
+    axes = sample_axes + feature_axes
+    x = array if axes == tuple(range(array.ndim)) else da.transpose(array, axes)  # sparse blocks cannot be transposed
     samples, features = tuple(range(len(sample_axes))), tuple(range(len(sample_axes), x.ndim))
     last, new = ((x.ndim,), {x.ndim: function.width}) if function.width else ((), None)
     dtype = np.dtype(np.float32 if array.dtype in (np.float16, np.float32) else np.float64)
@@ -125,7 +125,7 @@ def _block(x: Any, function: RowFunction, n_samples: int, dtype_out: np.dtype[An
     try:
         result = function.checked(rows)
     except NonfiniteError:
-        raise InputError(_place(rows, function.present)) from None
+        raise InputError(_place(function.filled(rows), function.present)) from None
     return result.reshape(*shape, *result.shape[1:]).astype(dtype_out, copy=False)
 
 

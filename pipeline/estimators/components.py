@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.driver import check_entries, solve
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.containers import apply_rows, matrix_like, open_for_fit, rows_from_scores
+from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan, prepare
@@ -47,6 +47,9 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         known = {name: parameters[name] for name in cls._get_param_names() if name in parameters}
         estimator = cls(**known)
         estimator.n_features_in_ = subspace.n_features
+        names = column_names(subspace)
+        if names is not None:
+            estimator.feature_names_in_ = names
         estimator._keep(subspace)
         return estimator
 
@@ -138,16 +141,15 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _rowwise(
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
-        function = RowFunction(apply, width, name, self.subspace_.present)
-        if self.missing == "mean":
-            function = function.filling(self.subspace_.mean)
+        fill = self.subspace_.mean if self.missing == "mean" else None
+        function = RowFunction(apply, width, name, self.subspace_.present, fill)
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
             return written(self.matrix(X), function, out, overwrite)
         except NonfiniteError as error:
             matrix = self.matrix(X)
-            check_entries(matrix, self.subspace_.present)
+            check_entries(matrix if fill is None else matrix.filled(fill), self.subspace_.present)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:
@@ -171,12 +173,13 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing == "mean"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _repr_html_inner(self) -> str:  # what notebooks show of a fitted model, beside its parameters
+    def _html_repr(self) -> str:  # what notebooks show of a fitted model, beside its parameters
         fitted = self.subspace_._repr_html_() if hasattr(self, "subspace_") else ""
-        return str(super()._repr_html_inner()) + fitted
+        return str(super()._html_repr()) + fitted
 
 
 def seed_of(random_state: Any) -> int:
@@ -199,10 +202,16 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
     if scale not in (None, "std", "genotype"):
         raise InputError(f"scale={scale!r}: choose None, 'std' or 'genotype'")
     tol = estimator.tol
-    if tol is not None and not (isinstance(tol, int | float | np.floating) and 0 < tol <= 1):
+    if tol is not None and not (
+        isinstance(tol, int | float | np.number) and not isinstance(tol, bool) and 0 < tol <= 1
+    ):
         raise InputError(f"tol={tol!r}: give a bound on a sine, above 0 and at most 1, or None")
     if estimator.missing not in ("error", "mean"):
         raise InputError(f"missing={estimator.missing!r}: choose 'error' or 'mean'")
+    if not isinstance(estimator.solver, str):
+        raise InputError(f"solver={estimator.solver!r}: give its name")
+    if not isinstance(estimator.memory_limit, Real | str | None):
+        raise InputError(f"memory_limit={estimator.memory_limit!r}: give bytes, or a size such as '2GB'")
     if estimator.checkpoint is not None:
         raise InputError("checkpoint is not offered yet: leave it None")
     return Settings(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 from os import PathLike
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -14,79 +17,113 @@ from sklearn.utils.validation import validate_data
 from zarr.abc.store import Store
 
 from pipeline.errors import InputError
-from pipeline.labels import Labels
+from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.rowwise import RowFunction, gathered, lazy
+from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
 from pipeline.subspace import Subspace
 
-__all__ = ["apply_rows", "matrix_like", "open_for_fit", "rows_from_scores"]
+__all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
 
 
-def open_for_fit(estimator: Any, X: Any, reset: bool = True) -> Matrix:
+def open_for_fit(estimator: Any, X: Any) -> Matrix:
     """The Matrix of the training data; sets `n_features_in_` and `feature_names_in_` as scikit-learn does."""
+    X = _unmasked(X)
     if _in_memory(X):
-        return open_matrix(_validated(estimator, X, reset))
+        return _table(estimator, X, reset=True)
     matrix = open_matrix(X)
-    if reset:
-        estimator.n_features_in_ = matrix.shape[1]
-        if hasattr(estimator, "feature_names_in_"):
-            del estimator.feature_names_in_
-    _check_width(matrix, estimator.n_features_in_, type(estimator).__name__)
+    estimator.n_features_in_ = matrix.shape[1]
+    if hasattr(estimator, "feature_names_in_"):
+        del estimator.feature_names_in_
     return matrix
 
 
-def matrix_like(estimator: Any, X: Any, features: Labels | None) -> Matrix:
-    """The Matrix of new data with the features of a fitted model, found by name where there are names."""
+def matrix_like(estimator: Any, X: Any, subspace: Subspace) -> Matrix:
+    """The Matrix of new data with the features of a fitted model, found by name where there are names.
+
+    Raises InputError when the number of features, or their coordinates, are others than those of the model.
+    """
+    X = _unmasked(X)
     if _in_memory(X):
-        return open_matrix(_validated(estimator, X, reset=False))
-    if not isinstance(X, Matrix):
-        variable, dims = _names(X, features)
-        X = open_matrix(X, variable=variable, sample_dims=dims)
-    _check_width(X, estimator.n_features_in_, type(estimator).__name__)
-    return X
+        matrix = _table(estimator, X, reset=False)
+    else:
+        matrix = X if isinstance(X, Matrix) else _opened(_ordered(X, subspace), subspace)
+    _check_width(matrix.shape[1], subspace, estimator)
+    _check_places(matrix, subspace.features)
+    return matrix
 
 
 def apply_rows(estimator: Any, X: Any, subspace: Subspace, function: RowFunction) -> Any:
     """A function of rows in the kind of container that X is: NumPy, lazy dask, xarray with the sample coordinates."""
     if isinstance(X, da.Array):
-        if X.ndim == 2 and X.shape[1] != subspace.n_features:
-            raise InputError(_width(X.shape[1], subspace.n_features, type(estimator).__name__))
+        if X.ndim < 2:
+            raise InputError(
+                f"the dask array has {X.ndim} dim(s): a matrix needs samples and features, so at least two"
+            )
+        _check_width(prod(X.shape[1:]), subspace, estimator)
         return lazy(X, function, (0,), tuple(range(1, X.ndim)))
-    matrix = matrix_like(estimator, _ordered(X, subspace.features), subspace.features)
+    X = _ordered(X, subspace)
+    matrix = matrix_like(estimator, X, subspace)
     if not isinstance(X, xr.DataArray | xr.Dataset):
         return gathered(matrix, function)
     samples = matrix.samples
-    modes: tuple[str, ...] = ("mode",) if function.width else ()
-    if isinstance(X, xr.DataArray) and X.chunks is not None:
-        axes = tuple(X.get_axis_num(d) for d in samples.dims)
-        values = lazy(X.data, function, axes, _feature_axes(X, samples, subspace.features))
+    modes = ("mode",) * bool(function.width)
+    if dask.is_dask_collection(X):
+        wide = _wide(X, samples.dims, subspace.features)
+        values = lazy(wide, function, tuple(range(len(samples.dims))), tuple(range(len(samples.dims), wide.ndim)))
     else:
         values = gathered(matrix, function).reshape(*samples.sizes, *((function.width,) if modes else ()))
-    coords: dict[str, Any] = dict(samples.xarray_coords())
-    if modes:
-        coords["mode"] = np.arange(1, function.width + 1)
-    return xr.DataArray(values, coords, (*samples.dims, *modes), name=function.name)
+    scores = xr.DataArray(values, _sample_coords(X, samples.dims), (*samples.dims, *modes), name=function.name)
+    return scores.assign_coords(mode=np.arange(1, function.width + 1)) if modes else scores
 
 
-def rows_from_scores(subspace: Subspace, Z: Any) -> Any:
-    """Reconstructed samples in the kind of container that the scores are, with the feature dims and coordinates."""
+def rows_from_scores(subspace: Subspace, Z: Any, restore: RowKernel) -> Any:
+    """Samples that `restore` makes from scores, in the kind of container that these are, with feature coordinates."""
     if isinstance(Z, xr.DataArray):
         if "mode" not in Z.dims:
             raise InputError(f"scores need a dim 'mode': these have {', '.join(map(str, Z.dims))}")
         Z = Z.transpose(..., "mode")
         features = subspace.features or Labels.plain("feature", subspace.n_features)
-        flat = Z.data.reshape(-1, Z.sizes["mode"])
-        values = rows_from_scores(subspace, flat)
-        dims = Z.dims[:-1]
-        coords: dict[Any, Any] = {n: c.variable for n, c in Z.coords.items() if "mode" not in c.dims}
-        coords |= features.xarray_coords()
-        shape = (*(Z.sizes[d] for d in dims), *features.sizes)
-        return xr.DataArray(values.reshape(shape), coords, (*dims, *features.dims), name=features.attrs.get("name"))
-    if isinstance(Z, da.Array):
-        Z = Z.rechunk({1: -1}) if Z.numblocks[1] > 1 else Z
-        chunks = (Z.chunks[0], (subspace.n_features,))
-        return Z.map_blocks(subspace.reconstruct, chunks=chunks, dtype=Z.dtype, meta=np.empty((0, 0), Z.dtype))
-    return subspace.reconstruct(np.asarray(Z))
+        values = rows_from_scores(subspace, Z.data.reshape(-1, Z.sizes["mode"]), restore)
+        shape, dims = (*Z.shape[:-1], *features.sizes), (*Z.dims[:-1], *features.dims)
+        coords = _sample_coords(Z, Z.dims[:-1])
+        rows = xr.DataArray(values.reshape(shape), coords, dims, name=features.attrs.get("name"))
+        return rows.assign_coords(features.xarray_coords())
+    if not isinstance(Z, da.Array):
+        Z = np.atleast_2d(Z.toarray() if hasattr(Z, "toarray") else np.asarray(Z))
+    if Z.dtype.kind not in "biuf":
+        raise InputError(f"scores hold {Z.dtype}, not numbers")
+    if Z.ndim != 2 or Z.shape[1] != subspace.k:
+        raise InputError(f"scores of shape {Z.shape}: {subspace.k} columns are needed, one a component")
+    if isinstance(Z, np.ndarray):
+        return restore(Z)
+    dtype = np.dtype(np.float32 if Z.dtype == np.float32 else np.float64)
+    return da.blockwise(
+        _restored,
+        "if",
+        Z,
+        "ik",
+        new_axes={"f": subspace.n_features},
+        concatenate=True,
+        meta=np.empty((0, 0), dtype),
+        restore=dask.delayed(restore, traverse=False),  # one task of its own: components may be large
+    )
+
+
+def _restored(scores: np.ndarray, restore: RowKernel) -> np.ndarray:
+    return restore(scores)
+
+
+def column_names(subspace: Subspace) -> np.ndarray | None:
+    """The names of the columns, where a subspace was fitted to a table that has them."""
+    coord = subspace.features.coords.get("feature") if subspace.features else None
+    return None if coord is None or coord.values.dtype.kind not in "OTU" else coord.values.astype(object)
+
+
+def _unmasked(X: Any) -> Any:
+    """Masked entries as NaN."""
+    if not isinstance(X, np.ma.MaskedArray):
+        return X
+    return np.ma.filled(X.astype(X.dtype if X.dtype.kind == "f" else np.float64), np.nan)
 
 
 def _in_memory(X: Any) -> bool:
@@ -94,9 +131,10 @@ def _in_memory(X: Any) -> bool:
     return not isinstance(X, known) and not (isinstance(X, np.ndarray) and X.ndim > 2)
 
 
-def _validated(estimator: Any, X: Any, reset: bool) -> Any:
+def _table(estimator: Any, X: Any, reset: bool) -> Matrix:
+    """The Matrix of what scikit-learn takes; the columns of a DataFrame name the features."""
     try:
-        return validate_data(
+        checked = validate_data(
             estimator,
             X,
             reset=reset,
@@ -107,52 +145,112 @@ def _validated(estimator: Any, X: Any, reset: bool) -> Any:
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+    matrix = open_matrix(checked)
+    columns = list(getattr(X, "columns", ()))
+    if not columns or not all(isinstance(c, str) for c in columns):
+        return matrix
+    names = Coord(("feature",), np.asarray(columns), {})
+    return replace(matrix, features=Labels(("feature",), (len(columns),), {"feature": names}))
 
 
-def _check_width(matrix: Matrix, expected: int, name: str) -> None:
-    if matrix.shape[1] != expected:
-        raise InputError(_width(matrix.shape[1], expected, name))
-
-
-def _width(got: int, expected: int, name: str) -> str:
-    return f"X has {got} features, but {name} is expecting {expected} features as input"
-
-
-def _names(X: Any, features: Labels | None) -> tuple[list[str] | str | None, Sequence[str] | None]:
-    """Variables and sample dims of new data, so that its features are those of the model."""
-    if features is None:
-        return None, None
-    variable: list[str] | str | None = None
-    if isinstance(X, xr.Dataset | zarr.Group | str | PathLike):
-        coord = features.coords.get("variable")
-        known = list(dict.fromkeys(coord.values.tolist())) if coord is not None else features.attrs.get("name")
-        variable = known if known and _holds(X, known) else None
-    dims: Sequence[str] | None = None
+def _opened(X: Any, subspace: Subspace) -> Matrix:
+    variable = _variables(X, subspace.features)
     if isinstance(X, xr.DataArray | xr.Dataset):
-        sample = [str(d) for d in X.dims if d not in features.dims]
-        if isinstance(X, xr.DataArray) and 0 < len(sample) < len(X.dims):
-            dims = sample
-    return variable, dims
+        return open_matrix(X, variable=variable, sample_dims=_sample_dims(_dims(X, subspace), subspace))
+    matrix = open_matrix(X, variable=variable)
+    dims = _sample_dims((*matrix.samples.dims, *matrix.features.dims), subspace)
+    if dims is None or tuple(dims) == matrix.samples.dims:
+        return matrix
+    return open_matrix(X, variable=variable, sample_dims=dims)
 
 
-def _holds(X: Any, names: Any) -> bool:
-    if isinstance(X, str | PathLike):
+def _ordered(X: Any, subspace: Subspace) -> Any:
+    """Data of xarray with its sample dims first and its feature dims in the order of the model's."""
+    if not isinstance(X, xr.DataArray | xr.Dataset):
+        return X
+    known = _dims(X, subspace)
+    dims = _sample_dims(known, subspace)
+    return X if dims is None else X.transpose(*dims, *(d for d in _inner(subspace) if d in known), ...)
+
+
+def _dims(X: xr.DataArray | xr.Dataset, subspace: Subspace) -> tuple[str, ...]:
+    if isinstance(X, xr.Dataset):
+        names = _variables(X, subspace.features) or [str(v) for v in X.data_vars]
+        return tuple(map(str, X[names[0]].dims)) if names else ()
+    return tuple(map(str, X.dims))
+
+
+def _sample_dims(known: Sequence[str], subspace: Subspace) -> list[str] | None:
+    """Which of the dims are samples, as far as the names of the model's dims tell."""
+    inner = set(_inner(subspace))
+    if inner and inner < set(known):
+        return [d for d in known if d not in inner]
+    recorded = subspace.provenance.get("source", {}).get("sample_dims", [])
+    return [d for d in known if d in recorded] if recorded and set(recorded) < set(known) else None
+
+
+def _inner(subspace: Subspace) -> list[str]:
+    """The feature dims of each variable."""
+    return [d for d in subspace.features.dims if d != "variable"] if subspace.features else []
+
+
+def _variables(X: Any, features: Labels | None) -> list[str] | None:
+    """The variables of the model, where the new data has variables and these among them."""
+    if features is None or not isinstance(X, xr.Dataset | zarr.Group | str | PathLike | Store):
+        return None
+    coord, name = features.coords.get("variable"), features.attrs.get("name")
+    names = [str(name)] if coord is None else list(dict.fromkeys(map(str, coord.values)))
+    if not isinstance(X, xr.Dataset | zarr.Group):
         try:
             X = zarr.open(X, mode="r")
         except Exception:  # whatever is wrong with it, opening it as a matrix will say so
-            return False
-    return not isinstance(X, zarr.Array) and all(n in X for n in ([names] if isinstance(names, str) else names))
+            return None
+    return names if not isinstance(X, zarr.Array) and all(n in X for n in names) else None
 
 
-def _ordered(X: Any, features: Labels | None) -> Any:
-    """A DataArray with its feature dims in the order of the model's."""
-    if isinstance(X, xr.DataArray) and features is not None and set(features.dims) < set(map(str, X.dims)):
-        return X.transpose(*(d for d in X.dims if d not in features.dims), *features.dims)
-    return X
+def _wide(X: xr.DataArray | xr.Dataset, dims: Sequence[str], features: Labels | None) -> da.Array:
+    """The entries as one Dask array, sample dims first; the variables of a Dataset lie side by side."""
+    if isinstance(X, xr.DataArray):
+        return da.asarray(X.data)
+    parts = []
+    for name in _variables(X, features) or X.data_vars:
+        part = da.asarray(X[name].transpose(*dims, ...).data)
+        part = part.rechunk(dict.fromkeys(range(len(dims), part.ndim), -1))
+        parts.append(part.reshape(*part.shape[: len(dims)], -1))
+    return da.concatenate(parts, axis=-1)
 
 
-def _feature_axes(X: xr.DataArray, samples: Labels, features: Labels | None) -> tuple[int, ...]:
-    dims = [d for d in X.dims if d not in samples.dims]
-    if features is not None and set(features.dims) == set(dims):
-        dims = list(features.dims)
-    return tuple(X.get_axis_num(d) for d in dims)
+def _sample_coords(X: xr.DataArray | xr.Dataset, dims: Sequence[Any]) -> Any:
+    """The coordinates along these dims, and those without a dim, with their indexes."""
+    coords = X.coords.to_dataset()
+    return coords.drop_vars([n for n, c in coords.coords.items() if not set(c.dims) <= set(dims)]).coords
+
+
+def _check_width(width: int, subspace: Subspace, estimator: Any) -> None:
+    if width != subspace.n_features:
+        name = type(estimator).__name__
+        raise InputError(f"X has {width} features, but {name} is expecting {subspace.n_features} features as input")
+
+
+def _check_places(matrix: Matrix, features: Labels | None) -> None:
+    """Raise InputError where the features have other places than those of the model: no score would be right."""
+    if features is None:
+        return
+    new = matrix.features
+    if set(new.dims) == set(features.dims) and (new.dims, new.sizes) != (features.dims, features.sizes):
+        raise InputError(
+            f"{matrix.name} has the feature dims {new.dims} of sizes {new.sizes}, the model {features.dims} of sizes "
+            f"{features.sizes}: transpose or select the data first"
+        )
+    for name in (*features.dims, "variable"):
+        old, now = features.coords.get(name), new.coords.get(name)
+        if old is None or now is None or old.dims != now.dims or old.values.shape != now.values.shape:
+            continue
+        numbers = old.values.dtype.kind in "iuf" and now.values.dtype.kind in "iuf"
+        same = np.isclose(old.values, now.values, equal_nan=True) if numbers else old.values == now.values
+        if not np.all(same):
+            i = int(np.argmin(same))
+            raise InputError(
+                f"{matrix.name} has other places along {name!r} than the model, first {now.values[i]} instead of "
+                f"{old.values[i]} at position {i}: reorder or interpolate the data first"
+            )

@@ -104,6 +104,9 @@ class PCA(Components):
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
+        for name in ("center", "whiten"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise InputError(f"{name}={getattr(self, name)!r}: give True or False")
         return settings_of(self, self.center, self.scale)
 
     @available_if(_mergeable)
@@ -118,7 +121,7 @@ class PCA(Components):
         first = not hasattr(self, "subspace_")
         if not first and self._asked != self.n_components:
             raise InputError(f"n_components was {self._asked} in earlier batches and is {self.n_components} now")
-        batch = open_for_fit(self, X, reset=True) if first else self.matrix(X)
+        batch = open_for_fit(self, X) if first else self.matrix(X)
         if batch.sample_weights is not None:
             raise InputError("partial_fit counts every sample once: open the batch without sample_weights")
         rows = np.concatenate([batch.read(i) for i in range(batch.n_blocks)])
@@ -126,21 +129,20 @@ class PCA(Components):
         if not np.isfinite(rows[:, old.present]).all():
             check_entries(batch, old.present)
         new = old.of_rows(rows)
-        merged = new if first else old.merge(new, n_components=old.k + new.k + 1)
-        kept = replace(self._kept(merged, settings), passes=1)
+        merged = old.merge(new, n_components=old.k + new.k + 1)
+        kept = replace(self._kept(merged, settings), passes=1, provenance={"solver": "merge"})
         self._keep(provenance(kept, type(self).__name__, self.get_params(), batch))
         return self
 
     def _kept(self, merged: Subspace, settings: Settings) -> Subspace:
-        squares = np.square(merged.singular_values)
-        wanted = settings.rank.wanted
-        if isinstance(wanted, int | np.integer):
-            k = min(int(wanted), merged.k)
-        elif wanted is None:
-            k = merged.k
+        n, squares = int(merged.n_samples), np.square(merged.singular_values)
+        if settings.rank.open:
+            shift = 0.0 if merged.centered else n * float(np.nansum((merged.mean * merged.factor) ** 2))
+            energy = merged.total_variance * merged.dof + shift
+            k = settings.rank.resolve(squares, energy, n, int(merged.present.sum()))
         else:
-            k = settings.rank.resolve(squares, float(squares.sum()), int(merged.n_samples), merged.n_features)
-        return merged.truncate(max(1, min(k, merged.k)))
+            k = merged.k if self.n_components is None else int(self.n_components)
+        return merged.truncate(max(1, min(k, merged.k, n)))
 
     def _keep(self, subspace: Subspace) -> None:
         super()._keep(subspace)
@@ -154,9 +156,7 @@ class PCA(Components):
 
         Raises InputError where the noise variance is zero, so that the model has no density.
         """
-        check_is_fitted(self)
-        if not self.noise_variance_ > 0 and self.subspace_.k < self.subspace_.present.sum():
-            raise InputError("the noise variance is zero, so there is no likelihood: fit with fewer components")
+        self._check_density()
         function = partial(_log_likelihood, self.subspace_, self.noise_variance_)
         return self._rowwise(X, function, "log_likelihood")
 
@@ -165,15 +165,27 @@ class PCA(Components):
         return float(np.mean(np.asarray(self.score_samples(X))))
 
     def get_covariance(self) -> np.ndarray:
-        """Covariance (d, d) of the probabilistic model: V^T (L - s2 I) V + s2 I."""
+        """Covariance (d, d) of the probabilistic model: V^T (L - s2 I) V + s2 I; NaN at features without values."""
         check_is_fitted(self)
         excess = np.maximum(self.explained_variance_ - self.noise_variance_, 0.0)
-        basis = np.asarray(self.subspace_.basis, np.float64)
-        return (basis.T * excess) @ basis + self.noise_variance_ * np.eye(basis.shape[1])
+        return self._spread(excess, self.noise_variance_)
 
     def get_precision(self) -> np.ndarray:
-        """Inverse (d, d) of `get_covariance`."""
-        return np.linalg.inv(self.get_covariance())
+        """Inverse (d, d) of `get_covariance`; raises InputError where that has none."""
+        self._check_density()
+        rest = 1 / self.noise_variance_ if self.noise_variance_ > 0 else 0.0
+        return self._spread(1 / np.maximum(self.explained_variance_, self.noise_variance_) - rest, rest)
+
+    def _spread(self, along: np.ndarray, everywhere: float) -> np.ndarray:
+        basis, present = np.asarray(self.subspace_.basis, np.float64), self.subspace_.present
+        matrix = (basis.T * along) @ basis + everywhere * np.eye(basis.shape[1])
+        return np.where(np.outer(present, present), matrix, np.nan)
+
+    def _check_density(self) -> None:
+        check_is_fitted(self)
+        complete = self.subspace_.k == self.subspace_.present.sum() and self.explained_variance_.min() > 0
+        if not self.noise_variance_ > 0 and not complete:
+            raise InputError("the noise variance is zero, so there is no likelihood: fit with fewer components")
 
     def _project(self, rows: np.ndarray) -> np.ndarray:
         scores = super()._project(rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.kernels.blocks import product_in_float64, standardise_columns
+from pipeline.kernels.blocks import out_of_range, product_in_float64, standardise_columns
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import COLUMNS
 
@@ -68,19 +68,23 @@ class ColumnProduct:
     def block(self, x: np.ndarray, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
         mean, _, squares = self.standard.apply(x, at)
         product = x @ (x.T if self.thin is None else x.T @ self.thin.astype(self.dtype))
-        rounding = Rounding()
-        if held is None and self.dtype == np.float32:
-            lens = self.probe if self.thin is None else self.thin @ self.probe
-            rounding = measured(product.astype(np.float64) @ self.probe - product_in_float64(x.T, lens), x.shape[1])
+        energy = float(np.vdot(x, x))
+        if out_of_range(energy, x):
+            product = product_in_float64(x.T, self.thin)
+            energy = float(np.square(x, dtype=np.float64).sum())
         if held is None:
-            held = Dual(np.zeros(product.shape), 0.0, 0.0, 0, rounding)
-        else:
-            rounding = held.rounding.seen(x.shape[1])
+            held = Dual(np.zeros(product.shape), 0.0, 0.0, 0, Rounding())
+        rounding = held.rounding.seen(energy)
+        if self.dtype == np.float32 and held.rounding.due(energy):
+            lens = self.probe if self.thin is None else self.thin @ self.probe
+            error = product.astype(np.float64) @ self.probe - product_in_float64(x.T, lens)
+            rounding = held.rounding + measured(error, energy)
         np.add(held.product, product, out=held.product)
         return replace(
             held,
             squares=held.squares + float(squares.sum()),
-            energy=held.energy + (float(squares.sum()) if self.standard.center else float(np.vdot(x, x))),
+            energy=held.energy
+            + float(squares.sum() if self.standard.center else np.einsum("ij,ij->", x, x, dtype=np.float64)),
             present=held.present + int(np.isfinite(mean).sum()),
             rounding=rounding,
         )

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.kernels.blocks import absent_columns, checked_sums, pilot_mean, product_in_float64, spread_of, take_out
+from pipeline.kernels.blocks import (
+    absent_columns,
+    checked_sums,
+    out_of_range,
+    pilot_mean,
+    product_in_float64,
+    spread_of,
+    take_out,
+)
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -23,7 +31,9 @@ __all__ = ["Moments", "RowMoments", "chan"]
 class Moments:
     """Weight n, number of rows, sums (d,) and scatter (d, d) about a pilot (d,), in float64.
 
-    `energy` (d,) are the sums of squares as they were accumulated: what rounding errors are relative to.
+    The scatter of `central` ones is about the mean; the mean itself is kept as pilot + sums / n, as neither of two large
+    means must be rounded before they are compared. `energy` (d,) are the sums of squares as they were accumulated: what
+    rounding errors are relative to.
     """
 
     n: float
@@ -34,31 +44,36 @@ class Moments:
     scatter: np.ndarray
     energy: np.ndarray
     rounding: Rounding
+    central: bool = False
+
+    @property
+    def shift(self) -> np.ndarray:
+        """(d,) from the pilot to the weighted mean."""
+        return self.sums / self.n if self.n else np.zeros_like(self.sums)
 
     @property
     def mean(self) -> np.ndarray:
         """(d,) weighted mean."""
-        return self.pilot + (self.sums / self.n if self.n else 0.0)
+        return self.pilot + self.shift
 
     def centred(self) -> Moments:
-        """The same moments about their own mean."""
-        if not self.sums.any():
+        """The same moments with the scatter about their own mean."""
+        if self.central:
             return self
-        scatter = self.scatter - np.outer(self.sums, self.sums / self.n)
-        energy = np.maximum(self.energy, np.diag(self.scatter))
-        return replace(self, pilot=self.mean, sums=np.zeros_like(self.sums), scatter=scatter, energy=energy)
+        scatter = self.scatter - np.outer(self.sums, self.shift)
+        return replace(self, scatter=scatter, energy=np.diag(self.scatter).copy(), central=True)
 
 
 def chan(a: Any, b: Any) -> tuple[float, np.ndarray, np.ndarray]:
-    """Weight, mean, and sqrt(n1 n2 / n) (mu1 - mu2) of two sets of rows.
+    """Weight, sums about the first pilot, and sqrt(n1 n2 / n) (mu1 - mu2) of two sets of rows.
 
     Raises NonfiniteError where they miss different features.
     """
     if not np.array_equal(a.absent, b.absent):
         raise NonfiniteError("a feature is NaN in some samples only")
     n = a.n + b.n
-    gap = a.mean - b.mean
-    return n, (a.mean - gap * (b.n / n) if n else a.mean), np.sqrt(a.n * b.n / n if n else 0.0) * gap
+    apart = a.pilot - b.pilot
+    return n, a.sums + b.sums - b.n * apart, np.sqrt(a.n * b.n / n if n else 0.0) * (apart + (a.shift - b.shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,31 +114,36 @@ class RowMoments:
             x *= roots[:, None].astype(x.dtype)
         sums = checked_sums(x, roots)
         product = np.matmul(x.T, x, out=scratch["product"])
+        energy = float(np.trace(product, dtype=np.float64))
+        if out_of_range(energy, x):
+            product = product_in_float64(x)
+            energy = float(np.trace(product))
         np.add(held.scatter, product, out=held.scatter)
-        rounding = held.rounding.seen(len(x))
-        if first and self.dtype == np.float32:
+        rounding = held.rounding.seen(energy)
+        if self.dtype == np.float32 and held.rounding.due(energy):
             wide = product.astype(np.float64)
             probe = self.probe
             if self.scale is not None:
                 probe = probe / spread_of(self.scale, np.diag(wide) / len(x), held.pilot)
-            rounding = measured(wide @ probe - product_in_float64(x, probe), len(x))
+            rounding = held.rounding + measured(wide @ probe - product_in_float64(x, probe), energy)
         n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
         return replace(
             held, n=held.n + n, rows=held.rows + len(x), sums=held.sums + sums, energy=held.energy, rounding=rounding
         )
 
     def combine(self, a: Moments, b: Moments) -> Moments:
-        n, mean, gap = chan(a, b)
+        n, sums, gap = chan(a, b)
         a, b = a.centred(), b.centred()
         scatter = a.scatter + b.scatter
         scatter += np.outer(gap, gap)
         return Moments(
             n,
             a.rows + b.rows,
-            mean,
+            a.pilot,
             a.absent,
-            np.zeros_like(gap),
+            sums,
             scatter,
-            a.energy + b.energy,
+            a.energy + b.energy + gap**2,
             a.rounding + b.rounding,
+            central=True,
         )

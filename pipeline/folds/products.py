@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.folds.moments import chan
-from pipeline.kernels.blocks import absent_columns, checked_sums, pilot_mean, product_in_float64, take_out
+from pipeline.kernels.blocks import (
+    absent_columns,
+    checked_sums,
+    out_of_range,
+    pilot_mean,
+    product_in_float64,
+    take_out,
+)
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -21,28 +28,39 @@ __all__ = ["Products", "RowProduct"]
 
 @dataclass(frozen=True)
 class Products:
-    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (l, d), all in float64."""
+    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (l, d), all in float64.
+
+    The squares and the product of `central` ones are about the mean, which is pilot + sums / n. `energy` (d,) are the
+    sums of squares as they were accumulated: what rounding errors are relative to.
+    """
 
     n: float
     pilot: np.ndarray
     absent: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
+    energy: np.ndarray
     product: np.ndarray
     rounding: Rounding
+    central: bool = False
+
+    @property
+    def shift(self) -> np.ndarray:
+        """(d,) from the pilot to the weighted mean."""
+        return self.sums / self.n if self.n else np.zeros_like(self.sums)
 
     @property
     def mean(self) -> np.ndarray:
         """(d,) weighted mean."""
-        return self.pilot + (self.sums / self.n if self.n else 0.0)
+        return self.pilot + self.shift
 
     def centred(self, lens: np.ndarray) -> Products:
         """The same about the mean."""
-        if not self.sums.any():
+        if self.central:
             return self
-        product = self.product - np.outer(self.sums @ lens, self.sums / self.n)
-        squares = np.maximum(self.squares - self.sums**2 / self.n, 0.0)
-        return replace(self, pilot=self.mean, sums=np.zeros_like(self.sums), squares=squares, product=product)
+        product = self.product - np.outer(self.sums @ lens, self.shift)
+        squares = np.maximum(self.squares - self.sums * self.shift, 0.0)
+        return replace(self, squares=squares, energy=self.squares, product=product, central=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +95,8 @@ class RowProduct:
         (d, l), first = self.lens.shape, held is None
         if held is None:
             absent = absent_columns(x)
-            held = Products(0.0, pilot_mean(x, absent), absent, np.zeros(d), np.zeros(d), np.zeros((l, d)), Rounding())
+            none = np.zeros(d)
+            held = Products(0.0, pilot_mean(x, absent), absent, none, none, none, np.zeros((l, d)), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
         take_out(x, held.pilot, held.absent, check=not first)
@@ -86,19 +105,25 @@ class RowProduct:
         sums = checked_sums(x, roots)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
         product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
+        energy = float(np.vdot(x, x))
+        if out_of_range(energy, x):
+            product = product_in_float64(x, self.lens).T
+            energy = float(np.square(x, dtype=np.float64).sum())
         np.add(held.product, product, out=held.product)
-        rounding = held.rounding.seen(len(x))
-        if first and self.dtype == np.float32:
+        rounding = held.rounding.seen(energy)
+        if self.dtype == np.float32 and held.rounding.due(energy):
             exact = product_in_float64(x, self.lens @ self.probe)
-            rounding = measured(self.probe @ product.astype(np.float64) - exact, len(x))
+            rounding = held.rounding + measured(self.probe @ product.astype(np.float64) - exact, energy)
         squares = np.einsum("ij,ij->j", x, x, dtype=np.float64) if self.squares else 0.0
         n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
         return replace(held, n=held.n + n, sums=held.sums + sums, squares=held.squares + squares, rounding=rounding)
 
     def combine(self, a: Products, b: Products) -> Products:
-        n, mean, gap = chan(a, b)
+        n, sums, gap = chan(a, b)
         a, b = a.centred(self.lens), b.centred(self.lens)
         product = a.product + b.product
         product += np.outer(gap @ self.lens, gap)
         squares = a.squares + b.squares + gap**2
-        return Products(n, mean, a.absent, np.zeros_like(gap), squares, product, a.rounding + b.rounding)
+        energy = a.energy + b.energy + gap**2
+        rounding = a.rounding + b.rounding
+        return Products(n, a.pilot, a.absent, sums, squares, energy, product, rounding, central=True)

@@ -10,6 +10,7 @@ __all__ = [
     "absent_columns",
     "checked_sums",
     "column_sums",
+    "out_of_range",
     "pilot_mean",
     "product_in_float64",
     "spread_of",
@@ -62,13 +63,29 @@ def checked_sums(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     return sums
 
 
-def product_in_float64(x: np.ndarray, lens: np.ndarray) -> np.ndarray:
-    """X^T (X lens) of a block and a vector (d,) in float64, a few rows at a time: rounding is measured against it."""
-    total = np.zeros(x.shape[1])
+def product_in_float64(x: np.ndarray, lens: np.ndarray | None = None) -> np.ndarray:
+    """X^T (X lens) of a block and a vector (d,) or thin matrix in float64, a few rows at a time; X^T X without lens.
+
+    Rounding is measured against it.
+    """
+    total = np.zeros(())
     for start in range(0, x.shape[0], 256):
         part = x[start : start + 256].astype(np.float64)
-        total += part.T @ (part @ lens)
+        total = total + part.T @ (part if lens is None else part @ lens)
     return total
+
+
+def out_of_range(energy: float, x: np.ndarray) -> bool:
+    """Whether squares of the entries of a block, `energy` in all, overflow its dtype or are lost below its smallest.
+
+    Raises InputError where float64 overflows.
+    """
+    limits = np.finfo(x.dtype)
+    if not np.isfinite(energy):
+        if x.dtype == np.float64:
+            raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
+        return True
+    return bool(x.dtype == np.float32 and energy < x.size * limits.tiny / limits.eps and x.any())
 
 
 def standardise_columns(

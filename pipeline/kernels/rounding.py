@@ -9,28 +9,36 @@ import numpy as np
 __all__ = ["Rounding", "measured"]
 
 _SAFETY = 3.0  # a random probe shows the norm of an error matrix up to its own spread
+_LOUDER = 10.0  # a block that has so much more energy than those measured is measured too
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Squared errors per feature (d,) of the measured blocks, their number, and the rows that they and all have."""
+    """Squared errors per feature (d,) of the measured blocks, their number, and the energy that they and all have.
+
+    Energy is the sum of squares of what is multiplied: rounding errors grow with it.
+    """
 
     squares: np.ndarray | None = field(default=None)
     blocks: int = 0
-    measured_rows: int = 0
-    rows: int = 0
+    measured_energy: float = 0.0
+    energy: float = 0.0
 
-    def seen(self, rows: int) -> Rounding:
-        """More rows of the same kind were read, and not measured."""
-        return replace(self, rows=self.rows + rows)
+    def seen(self, energy: float) -> Rounding:
+        """One more block of the same kind was read, and not measured."""
+        return replace(self, energy=self.energy + energy)
+
+    def due(self, energy: float) -> bool:
+        """Whether a block is to be measured: the first, and any that is much louder than those before."""
+        return energy > _LOUDER * self.measured_energy
 
     def __add__(self, other: Rounding) -> Rounding:
         known = [r.squares for r in (self, other) if r.squares is not None]
         return Rounding(
             sum(known[1:], known[0]) if known else None,
             self.blocks + other.blocks,
-            self.measured_rows + other.measured_rows,
-            self.rows + other.rows,
+            self.measured_energy + other.measured_energy,
+            self.energy + other.energy,
         )
 
     def norm(self, factor: np.ndarray) -> float:
@@ -41,9 +49,9 @@ class Rounding:
         if self.squares is None:
             return 0.0
         size = np.sqrt(self.blocks * float(factor**2 @ self.squares))
-        return _SAFETY * size * self.rows / max(self.measured_rows, 1)
+        return _SAFETY * size * self.energy / self.measured_energy
 
 
-def measured(error: np.ndarray, rows: int) -> Rounding:
-    """Rounding of one block of so many rows, from its error (d,) along a random probe."""
-    return Rounding(error**2, 1, rows, rows)
+def measured(error: np.ndarray, energy: float) -> Rounding:
+    """Rounding of one block of that energy, from its error (d,) along a random probe."""
+    return Rounding(error**2, 1, energy, energy)

@@ -106,7 +106,7 @@ def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, dtype: Any
     Z^T shrinks what leaks into weaker directions, so tan(V) <= tan(U); rounding in Z^T U is relative to the largest.
     """
     tangent = sines / np.sqrt(np.maximum(1.0 - sines**2, np.finfo(float).tiny))
-    noise = 4 * np.finfo(dtype).eps * np.sqrt(largest / np.maximum(theta, np.finfo(float).tiny))
+    noise = 4 * np.finfo(dtype).eps * np.sqrt(largest) / np.sqrt(np.maximum(theta, np.finfo(float).tiny))
     noise *= np.sqrt(np.arange(1, theta.size + 1))
     return np.minimum(tangent + noise, 1.0)
 

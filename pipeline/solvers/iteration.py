@@ -66,6 +66,7 @@ class IterationState:
     history: tuple[float, ...] = ()
     n: float = 0.0
     spread: float = 0.0
+    loud: float = 0.0
     mean: np.ndarray | None = None
     scale: np.ndarray | None = None
     reason: str | None = None
@@ -74,11 +75,15 @@ class IterationState:
 
 @dataclass(frozen=True)
 class _Applied:
-    """C Q whichever side was walked: the product (m, l + r), sums of squares, rounding, weight, columns with values."""
+    """C Q whichever side was walked: the product (m, l + r), sums of squares, rounding, weight, columns with values.
+
+    `loud` is the sum of squares as it was accumulated: what rounding errors are relative to.
+    """
 
     product: np.ndarray
     spread: float
     energy: float
+    loud: float
     rounding: float
     n: float
     present: int
@@ -157,7 +162,7 @@ class Iteration:
             applied, state = self._rows(X, state, summary)
         else:
             applied = self._columns(X, summary)
-        state = replace(state, passes=state.passes + 1, n=applied.n, spread=applied.spread)
+        state = replace(state, passes=state.passes + 1, n=applied.n, spread=applied.spread, loud=applied.loud)
         if first and self.side == ROWS and self.settings.scale is not None:
             # The spread became known in this pass: its product is of other units than its basis, and still a start.
             return replace(state, basis=replace(state.basis, block=orthonormal(applied.product)))
@@ -199,18 +204,22 @@ class Iteration:
             scale = spread_of(s.scale, sums.squares / n, mean) * nan if s.scale else None
             state = replace(state, mean=mean * nan, scale=scale)
         factor = _factor(X, state) * present
-        spread = float(factor**2 @ sums.squares) if state.passes == 0 else state.spread
+        spread, loud = state.spread, state.loud
+        if state.passes == 0:
+            spread, loud = float(factor**2 @ sums.squares), float(factor**2 @ sums.energy)
         product = factor[:, None] * sums.product.T
         middle = np.sqrt(n) * mean * factor
         if not s.center:
             product += np.outer(middle, np.sqrt(n) * (mean @ lens))
         energy = spread if s.center else spread + float(middle @ middle)
-        return _Applied(product, spread, energy, sums.rounding.norm(factor), n, int(present.sum())), state
+        rounding = sums.rounding.norm(factor)
+        return _Applied(product, spread, energy, energy + loud, rounding, n, int(present.sum())), state
 
     def _columns(self, X: Matrix, summary: Dual) -> _Applied:
         n = float(X.shape[0] if X.sample_weights is None else X.sample_weights.sum())
         rounding = summary.rounding.norm(np.ones(X.shape[0]))
-        return _Applied(summary.product, summary.squares, summary.energy, rounding, n, summary.present)
+        energy = summary.energy
+        return _Applied(summary.product, summary.squares, energy, energy, rounding, n, summary.present)
 
     def _ritz(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
         """Rayleigh-Ritz and the certificate from the products at hand; the next block."""
@@ -228,7 +237,7 @@ class Iteration:
             return self._widened(state, ritz, min(theta.size, most - theta.size))
         k = min(k, theta.size)
         rounding = applied.rounding + gram_rounding(
-            state.dtype, applied.energy, float(theta[0]), X.block_height, X.shape[1 - self.side]
+            state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
         state, outside = self._outside(state, whole, applied, theta, most)
         sines = sine_bounds(theta, leak.T @ leak, outside, rounding, k)

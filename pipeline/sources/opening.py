@@ -109,7 +109,8 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
     name = str(where) if isinstance(where, Store) else fspath(where)
     if not isinstance(where, Store) and "://" not in name and not Path(name).exists():
         raise InputError(f"{name} does not exist")
-    with zarr.config.set(_decoder()):
+    # A store that the user made is read through its own methods; zarrs goes to the files.
+    with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:
             node = zarr.open(where, mode="r")
         except Exception as error:
