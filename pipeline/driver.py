@@ -54,6 +54,8 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
     if solver.settings.missing == "mean":
         observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
         walks.append({"pass": 1, **asdict(tally)})
+        if not np.isfinite(observed.mean).all():
+            check_entries(X.filled(np.zeros(X.shape[1])))  # NaN is welcome, infinity is not
         X = X.filled(np.where(observed.weight > 0, observed.mean, np.nan))
     while (reason := solver.done(state)) is None:
         fold = solver.fold(X, state)

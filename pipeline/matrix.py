@@ -252,8 +252,15 @@ def open_matrix(
         opened.features,
         opened.name,
         None if weights is None else _feature_weights(weights, opened.features),
-        None if sample_weights is None else _checked("sample_weights", sample_weights, opened.source.shape[0]),
+        None if sample_weights is None else _sample_weights(sample_weights, opened.source.shape[0]),
     )
+
+
+def _sample_weights(weights: Any, n: int) -> np.ndarray:
+    checked = _checked("sample_weights", weights, n)
+    if n and not checked.any():
+        raise InputError("sample_weights are all zero: at least one sample must count")
+    return checked
 
 
 def _feature_weights(weights: Any, features: Labels) -> np.ndarray:

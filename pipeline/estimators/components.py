@@ -73,8 +73,9 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """
         settings = self.settings()
         matrix = open_for_fit(self, X)
-        if matrix.shape[0] < 2 and settings.center:
-            raise InputError(f"n_samples = {matrix.shape[0]}: at least two samples are needed to have any variance")
+        counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
+        if counted < 2 and settings.center:
+            raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
         self._fit(matrix, settings)
         return self
 

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
+from pipeline.sources import unmasked
 from pipeline.subspace import Subspace
 
 __all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
@@ -27,7 +28,6 @@ __all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_fr
 
 def open_for_fit(estimator: Any, X: Any) -> Matrix:
     """The Matrix of the training data; sets `n_features_in_` and `feature_names_in_` as scikit-learn does."""
-    X = _unmasked(X)
     if _in_memory(X):
         return _table(estimator, X, reset=True)
     matrix = open_matrix(X)
@@ -42,7 +42,6 @@ def matrix_like(estimator: Any, X: Any, subspace: Subspace) -> Matrix:
 
     Raises InputError when the number of features, or their coordinates, are others than those of the model.
     """
-    X = _unmasked(X)
     if _in_memory(X):
         matrix = _table(estimator, X, reset=False)
     else:
@@ -119,13 +118,6 @@ def column_names(subspace: Subspace) -> np.ndarray | None:
     return None if coord is None or coord.values.dtype.kind not in "OTU" else coord.values.astype(object)
 
 
-def _unmasked(X: Any) -> Any:
-    """Masked entries as NaN."""
-    if not isinstance(X, np.ma.MaskedArray):
-        return X
-    return np.ma.filled(X.astype(X.dtype if X.dtype.kind == "f" else np.float64), np.nan)
-
-
 def _in_memory(X: Any) -> bool:
     known = Matrix | da.Array | xr.DataArray | xr.Dataset | zarr.Array | zarr.Group | str | PathLike | Store
     return not isinstance(X, known) and not (isinstance(X, np.ndarray) and X.ndim > 2)
@@ -136,7 +128,7 @@ def _table(estimator: Any, X: Any, reset: bool) -> Matrix:
     try:
         checked = validate_data(
             estimator,
-            X,
+            unmasked(X),
             reset=reset,
             accept_sparse=True,
             ensure_all_finite=False,

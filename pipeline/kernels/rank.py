@@ -43,6 +43,8 @@ class Rank:
 
     def most(self, n: int, d: int) -> int:
         """The largest number it can come to for n samples and d features; raises InputError when it does not fit."""
+        if d == 0:
+            raise InputError("every feature is NaN in every sample: there is nothing to fit")
         if isinstance(self.wanted, Integral):
             if self.wanted > min(n, d):
                 raise InputError(

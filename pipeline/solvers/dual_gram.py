@@ -111,6 +111,17 @@ def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, dtype: Any
     return np.minimum(tangent + noise, 1.0)
 
 
+def right_residuals(residual: np.ndarray, theta: np.ndarray, dtype: Any) -> np.ndarray:
+    """Residuals (k,) of V = Z^T U / s from those of U.
+
+    Made orthogonal to the stronger ones, a component keeps of their errors no more than they have themselves.
+    """
+    if not theta[0] > 0:
+        return residual
+    size = np.maximum(theta, np.finfo(float).eps * theta[0]) / theta[0]
+    return (np.sqrt(np.cumsum((residual * size) ** 2)) + 4 * np.finfo(dtype).eps) / size
+
+
 def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
     """The Subspace of left vectors and the factor of the long side that belongs to them."""
     long, mean, scale = state.factor.joined()
@@ -129,7 +140,7 @@ def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
         scale,
         float(n),
         state.spread / dof if dof else 0.0,
-        state.residual,
+        right_residuals(state.residual, values**2, state.dtype),
         state.sines,
         state.passes,
     ).subspace(X, settings)

@@ -70,6 +70,7 @@ class Gram:
 
     def _solve(self, X: Matrix, state: GramState, moments: Moments) -> Answer:
         s, n, present = self.settings, moments.n, ~moments.absent
+        s.rank.most(moments.rows, int(present.sum()))
         variance = np.maximum(np.diag(moments.scatter), 0.0) / n if n else np.zeros(X.shape[1])
         scale = spread_of(s.scale, variance, moments.mean) if s.scale else None
         factor = np.ones(X.shape[1]) if X.weights is None else X.weights

@@ -24,7 +24,7 @@ from pipeline.sources.joined import Joined
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
 
-__all__ = ["Opened", "open_source"]
+__all__ = ["Opened", "open_source", "unmasked"]
 
 Names = str | Sequence[str]
 
@@ -101,7 +101,7 @@ def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
         return [_bare(_known(source))], "dask array"
     if hasattr(source, "columns") and hasattr(source, "to_numpy"):
         return [_frame(source)], type(source).__name__
-    array = source if isinstance(source, np.ndarray) else np.asarray(source)
+    array = unmasked(source) if isinstance(source, np.ndarray) else np.asarray(source)
     return [_bare(array)], "NumPy array" if isinstance(source, np.ndarray) else type(source).__name__
 
 
@@ -218,6 +218,13 @@ def _frame(frame: Any) -> _Field:
     values = frame.to_numpy()
     names = np.asarray([str(c) for c in frame.columns])
     return _Field(values, ("sample", "feature"), {"feature": Coord(("feature",), names, {})}, {}, "the DataFrame")
+
+
+def unmasked(array: Any) -> Any:
+    """Masked entries of a NumPy masked array as NaN; everything else as it is."""
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    return np.ma.filled(array.astype(array.dtype if array.dtype.kind == "f" else np.float64), np.nan)
 
 
 def _known(array: Any) -> Any:

@@ -19,22 +19,22 @@ class Sparse:
     collections = ()
 
     def __init__(self, array: Any) -> None:
-        self.rows = array.tocsr()
+        self.csr = array.tocsr()
         self.shape: tuple[int, int] = array.shape
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
 
     @property
     def layout(self) -> str:
-        return f"sparse {self.shape[0]} x {self.shape[1]}, {self.rows.nnz} stored entries"
+        return f"sparse {self.shape[0]} x {self.shape[1]}, {self.csr.nnz} stored entries"
 
     @cached_property
     def columns(self) -> Any:
         """The same matrix by columns, made when it is first walked that way."""
-        return self.rows.tocsc()
+        return self.csr.tocsc()
 
     def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
         if cols == (0, self.shape[1]):
-            return self.rows[rows[0] : rows[1]].astype(self._target(out), copy=False).toarray(out=out)
+            return self.csr[rows[0] : rows[1]].astype(self._target(out), copy=False).toarray(out=out)
         part = self.columns[:, cols[0] : cols[1]][rows[0] : rows[1]].astype(self._target(out), copy=False)
         return part.toarray(out=out) if out is not None else part.toarray()
 
@@ -42,10 +42,10 @@ class Sparse:
         return even_cuts(self.shape[side], longest)
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
-        return int(self.rows.data.nbytes + self.rows.indices.nbytes + self.rows.indptr.nbytes)
+        return int(self.csr.data.nbytes + self.csr.indices.nbytes + self.csr.indptr.nbytes)
 
     def inputs(self, side: int, start: int, stop: int) -> Any:
-        return self.rows[start:stop] if side == ROWS else self.columns[:, start:stop]
+        return self.csr[start:stop] if side == ROWS else self.columns[:, start:stop]
 
     def given(self, side: int, start: int, inputs: Any) -> Source:
         return self.hollow().given(side, start, inputs)
