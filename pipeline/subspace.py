@@ -244,7 +244,7 @@ class Subspace:
             n_samples=n,
             total_variance=spread / dof if dof else 0.0,
             residual=tail / np.maximum(squares[:k], np.finfo(float).tiny),
-            angle_bounds=np.maximum.accumulate(np.arcsin(np.clip(sine, 0.0, 1.0))),
+            angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
             passes=max(self.passes, other.passes),
         )
 
@@ -330,24 +330,29 @@ class Subspace:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
+        bound = (
+            "the angle is not certified" if _open(self.angle_bound) else f"sin(angle) <= {np.sin(self.angle_bound):.1e}"
+        )
         return (
             f"Subspace: {self.k} components x {self.n_features} features from {self.n_samples:g} samples, "
-            f"{100 * self.explained_variance_ratio.sum():.2f} % of the variance, "
-            f"sin(largest angle) <= {np.sin(self.angle_bound):.1e}, {self.passes} passes"
+            f"{100 * self.explained_variance_ratio.sum():.2f} % of the variance, {bound}, {self.passes} passes"
         )
 
     def _repr_html_(self) -> str:
-        ratio, rows = self.explained_variance_ratio, []
-        for i in range(min(self.k, 12)):
+        ratio, shown = self.explained_variance_ratio, min(self.k, 12)
+        right, rows = "style='text-align:right;padding:.15em .8em'", []
+        for i in range(shown):
             width = 100 * ratio[i] / max(ratio.max(), np.finfo(float).tiny)
             bar = f"<div style='background:#3b6ea5;height:.7em;width:{width:.1f}%'></div>"
+            sine = "not separated" if _open(self.angle_bounds[i]) else f"{np.sin(self.angle_bounds[i]):.1e}"
+            cells = (str(i + 1), f"{self.singular_values[i]:.5g}", f"{100 * ratio[i]:.2f} %")
             rows.append(
-                f"<tr><td>{i + 1}</td><td>{self.singular_values[i]:.5g}</td><td>{100 * ratio[i]:.2f} %</td>"
-                f"<td style='min-width:9em'>{bar}</td><td>{self.residual[i]:.1e}</td>"
-                f"<td>{np.sin(self.angle_bounds[i]):.1e}</td></tr>"
+                "<tr>" + "".join(f"<td {right}>{cell}</td>" for cell in cells) + f"<td style='width:9em'>{bar}</td>"
+                f"<td {right}>{self.residual[i]:.1e}</td><td {right}>{sine}</td></tr>"
             )
-        more = f"<p>… and {self.k - 12} more</p>" if self.k > 12 else ""
-        head = "<th>mode</th><th>singular value</th><th>variance</th><th></th><th>residual</th><th>sin angle ≤</th>"
+        heads = ("mode", "singular value", "variance", "", "residual", "sin angle of modes so far ≤")
+        head = "".join(f"<th {right}>{name}</th>" for name in heads)
+        more = f"<p>… and {self.k - shown} more</p>" if self.k > shown else ""
         return (
             f"<div><p><b>{html.escape(repr(self))}</b></p><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>{more}</div>"
@@ -387,3 +392,8 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return False
     return bool(a == b)
+
+
+def _open(angle: float) -> bool:
+    """Whether a bound says nothing."""
+    return bool(angle > np.pi / 2 - 1e-9)

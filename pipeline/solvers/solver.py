@@ -129,7 +129,7 @@ class Answer:
         # Storing components in the data's precision, and orthogonalising them, turns them a little.
         k = rows.shape[0]
         turned = np.sqrt(np.arange(1, k + 1)) * (unit_roundoff(dtype) + 1e-15 * np.sqrt(max(rows.shape[1], 1)))
-        sines = np.clip(np.maximum.accumulate(self.sines) + turned, 0.0, 1.0)
+        sines = np.clip(self.sines + turned, 0.0, 1.0)
         present = np.isfinite(self.mean)
         return Subspace(
             components=np.where(present, rows, np.nan).astype(dtype),
