@@ -112,7 +112,8 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
     # A store that the user made is read through its own methods; zarrs goes to the files.
     with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:
-            node = zarr.open(where, mode="r")
+            # Nothing is written; but "r" would put a copy in the place of a writable store that the user made.
+            node = zarr.open(where, mode="r+" if isinstance(where, Store) and not where.read_only else "r")
         except Exception as error:
             raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
         if isinstance(node, zarr.Group):

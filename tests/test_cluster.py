@@ -1,0 +1,127 @@
+"""A real cluster of processes: the same answer as in threads, also when a worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from distributed import Client, LocalCluster
+
+from pipeline import PCA, open_matrix, plan
+from pipeline.progress import Progress, listening
+
+SHAPE = (3_000, 80)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def data() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(SHAPE) * np.geomspace(10, 0.1, SHAPE[1]) + 5
+
+
+@pytest.fixture(scope="module")
+def path(data: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> str:
+    where = str(tmp_path_factory.mktemp("store") / "x.zarr")
+    zarr.create_array(where, shape=SHAPE, chunks=(100, 30), dtype="f8")[...] = data
+    return where
+
+
+def alone(X: object, solver: str) -> PCA:
+    with dask.config.set(scheduler="synchronous"):
+        return PCA(4, solver=solver).fit(X)
+
+
+@pytest.mark.parametrize("solver", ["gram", "dual_gram", "krylov", "randomized"])
+@pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
+def test_the_answer_is_that_of_one_process(
+    client: Client, data: np.ndarray, path: str, kind: str, solver: str
+) -> None:
+    rows = data if solver != "dual_gram" else data[:300]
+    source = {
+        "numpy": rows,
+        "zarr": open_matrix(path).rows(0, len(rows)),
+        "dask": da.from_array(rows, chunks=(170, 33)),
+    }[kind]
+    here = alone(source, solver)
+    with client.as_current():
+        there = PCA(4, solver=solver).fit(source)
+        assert there.plan_.workers == 2
+    np.testing.assert_allclose(there.components_, here.components_, atol=1e-11)
+    np.testing.assert_allclose(there.singular_values_, here.singular_values_, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_local_schedulers_agree(path: str, scheduler: str) -> None:
+    here = alone(path, "gram")
+    with dask.config.set(scheduler=scheduler, num_workers=2):
+        there = PCA(4, solver="gram").fit(path)
+    np.testing.assert_allclose(there.components_, here.components_, atol=1e-11)
+
+
+def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:
+    told: list[Progress] = []
+    with client.as_current(), listening(told.append):
+        model = PCA(4, solver="randomized").fit(path)
+    assert {p.pass_number for p in told} == set(range(1, model.plan_.passes + 1))
+    assert all(p.passes == model.plan_.passes and 0 <= p.share <= 1 for p in told)
+    assert sum(p.share == 1 for p in told) == model.plan_.passes
+
+
+class Slow:
+    """An array that takes its time, so that there is one to kill its reader in."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self.path, self.seconds, self.shape, self.dtype = path, seconds, SHAPE, np.dtype("f8")
+
+    def __getitem__(self, where: object) -> np.ndarray:
+        time.sleep(self.seconds)
+        return zarr.open_array(self.path, mode="r")[where]
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(path: str) -> None:
+    whole = alone(path, "krylov")
+    matrix = open_matrix(path).cut_to(100 * SHAPE[1] * 8)
+    slow = _with_array(matrix, Slow(path, 0.02))
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        pids = list(client.run(os.getpid).values())
+        killer = threading.Timer(1.0, os.kill, (pids[0], signal.SIGKILL))
+        killer.start()
+        found = PCA(4, solver="krylov").fit(slow)
+        killer.join()
+        survivors = set(client.run(os.getpid).values())
+    assert pids[0] not in survivors
+    assert whole.subspace_.distance(found.subspace_).max() < 1e-10
+    np.testing.assert_allclose(found.singular_values_, whole.singular_values_, rtol=1e-10)
+
+
+def _with_array(matrix, array):
+    from dataclasses import replace
+
+    return replace(matrix, source=replace(matrix.source, array=array))
+
+
+def test_the_plan_knows_the_cluster(client: Client, path: str) -> None:
+    with client.as_current():
+        there = plan(path, PCA(4))
+    limit = min(w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
+    assert (there.workers, there.threads, there.memory_limit) == (2, 2, limit)

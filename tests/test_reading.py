@@ -1,0 +1,102 @@
+"""Each stored chunk is read as often as the plan promised: a store that counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import MemoryStore, WrapperStore
+
+from pipeline import PCA, open_matrix, plan
+
+
+class Counting(WrapperStore):
+    """A store that counts how often each chunk is asked for."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.reads: Counter[str] = Counter()
+
+    async def get(self, key, prototype, byte_range=None):
+        if key.startswith("c/"):
+            self.reads[key] += 1
+        return await super().get(key, prototype, byte_range)
+
+
+def stored(chunks: tuple[int, int], shape: tuple[int, int] = (300, 60), **options: object) -> Counting:
+    rng = np.random.default_rng(0)
+    store = Counting(MemoryStore())
+    array = zarr.create_array(store, shape=shape, chunks=chunks, dtype="f8", **options)
+    array[...] = rng.standard_normal(shape) * np.geomspace(10, 0.1, shape[1])
+    store.reads.clear()
+    return store
+
+
+@pytest.mark.parametrize("solver", ["gram", "krylov", "randomized"])
+@pytest.mark.parametrize("chunks", [(50, 60), (40, 20), (300, 60), (7, 60), (300, 7)])
+def test_a_tall_matrix_is_read_once_a_pass(solver: str, chunks: tuple[int, int]) -> None:
+    store = stored(chunks)
+    X, model = open_matrix(zarr.open_array(store)), PCA(4, solver=solver)
+    promised = plan(X, model)
+    model.fit(X)
+    assert len(store.reads) == -(-300 // chunks[0]) * -(-60 // chunks[1])
+    assert set(store.reads.values()) == {promised.passes}
+    assert promised.bytes_read == promised.passes * 300 * 60 * 8
+    assert model.subspace_.passes == promised.passes
+
+
+@pytest.mark.parametrize("solver", ["dual_gram", "krylov", "randomized"])
+@pytest.mark.parametrize("chunks", [(60, 50), (20, 40), (60, 300), (60, 7)])
+def test_a_wide_matrix_is_read_once_a_pass(solver: str, chunks: tuple[int, int]) -> None:
+    store = stored(chunks, (60, 300))
+    X, model = open_matrix(zarr.open_array(store)), PCA(4, solver=solver)
+    promised = plan(X, model)
+    model.fit(X)
+    assert set(store.reads.values()) == {promised.passes}
+    assert model.subspace_.passes == promised.passes
+
+
+def test_blocks_that_share_chunks_are_promised_as_such() -> None:
+    store = stored((100, 60))
+    X = open_matrix(zarr.open_array(store)).cut_to(30 * 60 * 8)
+    assert X.n_blocks == 12
+    promised = plan(X, PCA(3))
+    PCA(3).fit(X)
+    assert sum(store.reads.values()) * 100 * 60 * 8 == promised.bytes_read
+
+
+def test_a_shard_is_cut_between_blocks_only() -> None:
+    store = stored((20, 30), shards=(100, 60))
+    X = open_matrix(zarr.open_array(store)).cut_to(100 * 60 * 8)
+    assert [X.bounds(i) for i in range(X.n_blocks)] == [(0, 100), (100, 200), (200, 300)]
+    assert PCA(3).fit(X).n_components_ == 3
+
+
+def test_means_of_missing_entries_cost_one_pass_more() -> None:
+    store = stored((50, 60))
+    array = zarr.open_array(store)
+    array[3, 4] = np.nan
+    store.reads.clear()
+    model = PCA(3, solver="gram", missing="mean")
+    promised = plan(array, model)
+    model.fit(array)
+    assert promised.passes == model.subspace_.passes == 2
+    assert set(store.reads.values()) == {2}
+
+
+def test_a_store_is_opened_as_it_is() -> None:
+    store = stored((50, 60))
+    PCA(3).fit(open_matrix(store))
+    assert set(store.reads.values()) == {1}
+
+
+def test_transform_reads_once_and_open_matrix_reads_nothing() -> None:
+    store = stored((50, 60))
+    model = PCA(3).fit(np.random.default_rng(0).standard_normal((80, 60)))
+    X = open_matrix(zarr.open_array(store))
+    plan(X, model)
+    assert not store.reads
+    model.transform(X)
+    assert set(store.reads.values()) == {1}
