@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
+from pipeline.kernels.blocks import working_dtype
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, Source, Window, open_source
 
@@ -52,7 +53,7 @@ class Matrix:
     @property
     def work_dtype(self) -> np.dtype[Any]:
         """Of the blocks: float32 for float16 and float32 data, float64 for everything else."""
-        return np.dtype(np.float32 if self.dtype in (np.float16, np.float32) else np.float64)
+        return working_dtype(self.dtype)
 
     @property
     def nbytes(self) -> int:

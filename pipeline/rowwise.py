@@ -18,6 +18,7 @@ import xarray as xr
 import zarr
 
 from pipeline.errors import InputError, NonfiniteError, StoreError
+from pipeline.kernels.blocks import working_dtype
 from pipeline.matrix import Matrix
 from pipeline.sources import ROWS
 from pipeline.walk import walk
@@ -102,7 +103,7 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
     x = array if axes == tuple(range(array.ndim)) else da.transpose(array, axes)  # sparse blocks cannot be transposed
     samples, features = tuple(range(len(sample_axes))), tuple(range(len(sample_axes), x.ndim))
     last, new = ((x.ndim,), {x.ndim: function.width}) if function.width else ((), None)
-    dtype = np.dtype(np.float32 if array.dtype in (np.float16, np.float32) else np.float64)
+    dtype = working_dtype(array.dtype)
     return da.blockwise(
         _block,
         (*samples, *last),

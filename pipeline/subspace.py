@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.kernels.blocks import working_dtype
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
 from pipeline.labels import Labels
 
@@ -284,7 +285,7 @@ class Subspace:
         """
         rows = np.atleast_2d(np.asarray(rows))
         self._check_width(rows)
-        dtype = np.float32 if rows.dtype in (np.float16, np.float32) else np.float64
+        dtype = working_dtype(rows.dtype)
         # Subtract what the dtype can hold of the mean, then correct by the rest: nothing large cancels.
         pilot = self.offset.astype(dtype)
         lens = self.basis.T * self.factor[:, None]

@@ -67,8 +67,9 @@ class ColumnProduct:
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
         mean, _, squares = self.standard.apply(x, at)
-        product = x @ (x.T if self.thin is None else x.T @ self.thin.astype(self.dtype))
-        energy = float(np.vdot(x, x))
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
+            product = x @ (x.T if self.thin is None else x.T @ self.thin.astype(self.dtype))
+            energy = float(np.vdot(x, x))
         if out_of_range(energy, x):
             product = product_in_float64(x.T, self.thin)
             energy = float(np.square(x, dtype=np.float64).sum())

@@ -31,8 +31,8 @@ __all__ = ["Moments", "RowMoments", "chan"]
 class Moments:
     """Weight n, number of rows, sums (d,) and scatter (d, d) about a pilot (d,), in float64.
 
-    The scatter of `central` ones is about the mean; the mean itself is kept as pilot + sums / n, as neither of two large
-    means must be rounded before they are compared. `energy` (d,) are the sums of squares as they were accumulated: what
+    The scatter of `central` ones is about the mean; the mean itself is kept as pilot + sums / n, as two large means are
+    not to be rounded before they are compared. `energy` (d,) are the sums of squares as they were accumulated: what
     rounding errors are relative to.
     """
 
@@ -113,8 +113,9 @@ class RowMoments:
         if roots is not None:
             x *= roots[:, None].astype(x.dtype)
         sums = checked_sums(x, roots)
-        product = np.matmul(x.T, x, out=scratch["product"])
-        energy = float(np.trace(product, dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
+            product = np.matmul(x.T, x, out=scratch["product"])
+            energy = float(np.trace(product, dtype=np.float64))
         if out_of_range(energy, x):
             product = product_in_float64(x)
             energy = float(np.trace(product))

@@ -104,8 +104,9 @@ class RowProduct:
             x *= roots[:, None].astype(x.dtype)
         sums = checked_sums(x, roots)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
-        product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
-        energy = float(np.vdot(x, x))
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
+            product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
+            energy = float(np.vdot(x, x))
         if out_of_range(energy, x):
             product = product_in_float64(x, self.lens).T
             energy = float(np.square(x, dtype=np.float64).sum())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.errors import InputError, NonfiniteError
 
 __all__ = [
     "absent_columns",
+    "check_energy",
     "checked_sums",
     "column_sums",
     "out_of_range",
@@ -16,7 +19,17 @@ __all__ = [
     "spread_of",
     "standardise_columns",
     "take_out",
+    "working_dtype",
 ]
+
+# Sums of squares between these can be squared again, as residuals and certificates do.
+_FAINTEST, _LOUDEST = 1e-120, 1e140
+
+
+def working_dtype(dtype: Any) -> np.dtype[Any]:
+    """In which data of a dtype is computed and given back: float32 for floats of up to 4 bytes, else float64."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)
 
 
 def column_sums(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -80,12 +93,20 @@ def out_of_range(energy: float, x: np.ndarray) -> bool:
 
     Raises InputError where float64 overflows.
     """
-    limits = np.finfo(x.dtype)
-    if not np.isfinite(energy):
-        if x.dtype == np.float64:
+    if x.dtype == np.float64:
+        if not energy < _LOUDEST:
             raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
-        return True
-    return bool(x.dtype == np.float32 and energy < x.size * limits.tiny / limits.eps and x.any())
+        return False
+    limits = np.finfo(x.dtype)
+    return not np.isfinite(energy) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
+
+
+def check_energy(energy: float) -> None:
+    """Raise InputError where sums of squares are too near to the limits of float64 for the algebra on them."""
+    if 0 < energy < _FAINTEST:
+        raise InputError("entries vary so little that their squares underflow: multiply the data by a constant first")
+    if energy > _LOUDEST:
+        raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
 
 
 def standardise_columns(

@@ -85,10 +85,10 @@ def _largest(theta: np.ndarray, coupling: np.ndarray, outside: float) -> float:
     return high
 
 
-def norm_from_probes(size: float, probes: int, powers: int) -> float:
-    """Bound on the spectral norm of E from ||E^p G||_F for Gaussian G with so many columns; wrong once in a million.
+def norm_from_probes(log_size: float, probes: int, powers: int) -> float:
+    """Bound on the spectral norm of E from log ||E^p G||_F for Gaussian G of so many columns; wrong once in a million.
 
     ||E^p G||_F^2 >= ||E||^(2p) chi2(probes), as in Halko, Martinsson and Tropp (2011), lemma 4.1, with the quantile in
     the place of their constant.
     """
-    return float((size / np.sqrt(chi2.ppf(1e-6, probes))) ** (1.0 / powers))
+    return float(np.exp((log_size - np.log(chi2.ppf(1e-6, probes)) / 2) / powers))

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.columns import Dual, Factor
+from pipeline.kernels.blocks import check_energy
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
 from pipeline.solvers.gram import exact_sines, gram_rounding, unmet
@@ -62,13 +63,14 @@ class DualGram:
             return replace(state, factor=summary)
         dual: Dual = summary
         n, present = X.shape[0], dual.present
+        check_energy(dual.energy)
         values, vectors = eigh_descending(dual.product, self.settings.rank.known(n, present))
         k = self.settings.rank.resolve(np.maximum(values, 0.0), dual.energy, n, present)
         largest = float(values[0])
         rounding = gram_rounding(state.dtype, dual.energy, largest, X.T.block_height, n)
         rounding += dual.rounding.norm(np.ones(n))
         left, theta = vectors[:, :k], values[:k]
-        sines = right_sines(exact_sines(values, rounding, k), theta, largest, state.dtype)
+        sines = right_sines(exact_sines(values, rounding, k), theta, largest, n, state.dtype)
         tol = self.settings.tol
         if tol is not None and sines[-1] > tol and state.dtype == np.float32:
             return replace(state, dtype=np.dtype(np.float64))  # once more: float32 products stood in the way
@@ -100,18 +102,18 @@ def standard(X: Matrix, settings: Settings) -> Standard:
     return Standard(settings.center, settings.scale, X.weights, X.sample_weights)
 
 
-def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, dtype: Any) -> np.ndarray:
+def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, n: int, dtype: Any) -> np.ndarray:
     """Sine bounds (k,) of V = Z^T U / s from those of U.
 
     Z^T shrinks what leaks into weaker directions, so tan(V) <= tan(U); rounding in Z^T U is relative to the largest.
     """
     tangent = sines / np.sqrt(np.maximum(1.0 - sines**2, np.finfo(float).tiny))
-    noise = 4 * np.finfo(dtype).eps * np.sqrt(largest) / np.sqrt(np.maximum(theta, np.finfo(float).tiny))
+    noise = _factor_rounding(n, dtype) * np.sqrt(largest) / np.sqrt(np.maximum(theta, np.finfo(float).tiny))
     noise *= np.sqrt(np.arange(1, theta.size + 1))
     return np.minimum(tangent + noise, 1.0)
 
 
-def right_residuals(residual: np.ndarray, theta: np.ndarray, dtype: Any) -> np.ndarray:
+def right_residuals(residual: np.ndarray, theta: np.ndarray, n: int, dtype: Any) -> np.ndarray:
     """Residuals (k,) of V = Z^T U / s from those of U.
 
     Made orthogonal to the stronger ones, a component keeps of their errors no more than they have themselves.
@@ -119,7 +121,12 @@ def right_residuals(residual: np.ndarray, theta: np.ndarray, dtype: Any) -> np.n
     if not theta[0] > 0:
         return residual
     size = np.maximum(theta, np.finfo(float).eps * theta[0]) / theta[0]
-    return (np.sqrt(np.cumsum((residual * size) ** 2)) + 4 * np.finfo(dtype).eps) / size
+    return (np.sqrt(np.cumsum((residual * size) ** 2)) + _factor_rounding(n, dtype)) / size
+
+
+def _factor_rounding(n: int, dtype: Any) -> float:
+    """Rounding of Z^T u, sums of n terms, relative to the largest singular value (Higham and Mary 2019)."""
+    return float((4.0 + np.sqrt(n)) * np.finfo(dtype).eps)
 
 
 def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
@@ -140,7 +147,7 @@ def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
         scale,
         float(n),
         state.spread / dof if dof else 0.0,
-        right_residuals(state.residual, values**2, state.dtype),
+        right_residuals(state.residual, values**2, X.shape[0], state.dtype),
         state.sines,
         state.passes,
     ).subspace(X, settings)

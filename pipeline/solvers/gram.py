@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.folds import Moments, RowMoments
-from pipeline.kernels.blocks import spread_of
+from pipeline.kernels.blocks import check_energy, spread_of
 from pipeline.kernels.certificate import sine_bounds
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
@@ -83,6 +83,7 @@ class Gram:
             z += np.outer(middle, middle)
         values, vectors = eigh_descending(z, s.rank.known(moments.rows, int(present.sum())))
         energy = float(np.trace(z))
+        check_energy(energy)
         k = s.rank.resolve(np.maximum(values, 0.0), energy, moments.rows, int(present.sum()))
         loud = energy + float(factor**2 @ moments.energy[present])
         rounding = gram_rounding(state.dtype, loud, float(values[0]), X.block_height, z.shape[0])
@@ -125,5 +126,5 @@ def gram_rounding(dtype: Any, energy: float, largest: float, height: int, width:
     Sums of m terms go wrong by sqrt(m) roundoffs (Higham and Mary 2019), entries by one.
     """
     growth = 10.0 + np.sqrt(height) + np.sqrt(width)
-    entries = unit_roundoff(dtype) * np.sqrt(energy * max(largest, 0.0))
+    entries = unit_roundoff(dtype) * np.sqrt(energy) * np.sqrt(max(largest, 0.0))
     return float(growth * unit_roundoff(np.float64) * energy + entries)

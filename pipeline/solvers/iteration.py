@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import spread_of
+from pipeline.kernels.blocks import check_energy, spread_of
 from pipeline.kernels.certificate import norm_from_probes, sine_bounds
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
@@ -57,6 +57,7 @@ class IterationState:
     basis: Basis
     probes: np.ndarray
     probe_size: np.ndarray
+    probe_log: float
     probe_powers: int
     ritz: Ritz | None = None
     residual: np.ndarray | None = None
@@ -141,7 +142,7 @@ class Iteration:
         rng, m = np.random.default_rng(self.settings.seed), X.shape[1 - self.side]
         none = np.zeros((m, 0))
         basis = Basis(none, none, orthonormal(rng.standard_normal((m, self.width(X)))))
-        return IterationState(0, X.work_dtype, basis, none, np.zeros((0, 0)), 0)
+        return IterationState(0, X.work_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
@@ -223,6 +224,7 @@ class Iteration:
 
     def _ritz(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
         """Rayleigh-Ritz and the certificate from the products at hand; the next block."""
+        check_energy(applied.energy)
         block, l = state.basis.block, state.basis.block.shape[1]
         whole = np.hstack([state.basis.known, block])
         images = np.hstack([state.basis.images, applied.product[:, :l]])
@@ -242,7 +244,7 @@ class Iteration:
         state, outside = self._outside(state, whole, applied, theta, most)
         sines = sine_bounds(theta, leak.T @ leak, outside, rounding, k)
         if self.side == COLUMNS:
-            sines = right_sines(sines, theta[:k], float(theta[0]), state.dtype)
+            sines = right_sines(sines, theta[:k], float(theta[0]), X.shape[0], state.dtype)
         floor = max(np.finfo(float).eps * float(theta[0]), np.finfo(float).tiny)
         sizes = np.linalg.norm(leak[:, :k], axis=0) + rounding
         return replace(
@@ -276,12 +278,15 @@ class Iteration:
         if state.probes.shape[1] == 0:  # only now: a random basis, that of the first pass, would hide a part
             rng = np.random.default_rng([self.settings.seed, 1, state.passes])
             probes, size = np.linalg.qr(rng.standard_normal((whole.shape[0], _PROBES)))
-            return replace(state, probes=probes, probe_size=size, probe_powers=0), left
+            return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0), left
         image = applied.product[:, state.basis.block.shape[1] :]
         probes, size = np.linalg.qr(image - whole @ (whole.T @ image))
         size, powers = size @ state.probe_size, state.probe_powers + 1
-        bound = norm_from_probes(float(np.linalg.norm(size)), _PROBES, powers)
-        return replace(state, probes=probes, probe_size=size, probe_powers=powers), min(left, bound)
+        norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
+        log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
+        bound = norm_from_probes(log, _PROBES, powers)
+        state = replace(state, probes=probes, probe_size=size / norm, probe_log=log, probe_powers=powers)
+        return state, min(left, bound)
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""

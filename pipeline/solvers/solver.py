@@ -130,6 +130,8 @@ class Answer:
         k = rows.shape[0]
         turned = np.sqrt(np.arange(1, k + 1)) * (unit_roundoff(dtype) + 1e-15 * np.sqrt(max(rows.shape[1], 1)))
         sines = np.clip(self.sines + turned, 0.0, 1.0)
+        squares = np.square(self.singular_values)
+        shaken = np.divide(squares.max(initial=0.0), squares, out=np.zeros(k), where=squares > 0)
         present = np.isfinite(self.mean)
         return Subspace(
             components=np.where(present, rows, np.nan).astype(dtype),
@@ -137,7 +139,7 @@ class Answer:
             mean=self.mean,
             n_samples=self.n_samples,
             total_variance=self.total_variance,
-            residual=self.residual,
+            residual=self.residual + unit_roundoff(dtype) * shaken,
             angle_bounds=np.arcsin(sines),
             scale=self.scale,
             weights=X.weights,
