@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-__all__ = ["eigh_descending", "fix_signs", "orthonormal", "principal_angles"]
+__all__ = ["eigh_descending", "fix_signs", "orthonormal", "orthonormal_beside", "principal_angles"]
 
 
 def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +40,21 @@ def fix_signs(components: np.ndarray) -> np.ndarray:
 def orthonormal(a: np.ndarray) -> np.ndarray:
     """Orthonormal basis (m, l) of the columns of a tall matrix, by Householder QR in float64."""
     return scipy.linalg.qr(np.asarray(a, dtype=np.float64), mode="economic", check_finite=False)[0]
+
+
+def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """Orthonormal columns (m, l) that span what a (m, l) adds to the orthonormal columns of `known` (m, q), q + l <= m.
+
+    Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. Two projections are enough
+    where columns are independent (Giraud, Langou and Rozloznik 2005); replaced ones take one more.
+    """
+    for _ in range(3):
+        before = np.linalg.norm(a, axis=0)
+        a = a - known @ (known.T @ a)
+        q, r = scipy.linalg.qr(a, mode="economic", check_finite=False)
+        lost = np.abs(np.diag(r)) <= 1e-14 * before
+        a = np.where(lost, spare, q)
+    return q
 
 
 def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.kernels.linalg import orthonormal
+from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers.iteration import Basis, Iteration, IterationState, Ritz
+from pipeline.sources import ROWS
 
 __all__ = ["Krylov"]
 
@@ -35,13 +36,13 @@ class Krylov(Iteration):
         l = state.basis.block.shape[1]
         known = np.hstack([state.basis.known, state.basis.block])
         images = np.hstack([state.basis.images, image])
-        if (
-            state.passes == 1
-        ):  # the random block is no use beside what it became, and lives also where there are no values
-            known, images, image = known[:, :0], images[:, :0], image
+        if state.passes == 1:
+            # The random block is of no use beside what it became, and lives also where there are no values.
+            known, images = known[:, :0], images[:, :0]
         elif known.shape[1] + l > _BLOCKS * l:
             known, images, image = ritz.vectors[:, :l], ritz.images[:, :l], ritz.leak[:, :l]
-        block = image
-        for _ in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
-            block = orthonormal(block - known @ (known.T @ block))
-        return Basis(known, images, block[:, : max(most - known.shape[1], 0)])
+        width = max(min(l, most - known.shape[1]), 0)
+        spare = np.random.default_rng([self.settings.seed, 2, state.passes]).standard_normal((image.shape[0], width))
+        if self.side == ROWS and state.mean is not None:
+            spare *= np.isfinite(state.mean)[:, None]
+        return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))

@@ -26,8 +26,8 @@ class Randomized(Iteration):
     blocks_held: ClassVar[int] = 8
 
     def passes(self, X: Matrix) -> int:
-        """Eight, or the two that are exact where a block holds every direction."""
-        return 2 if self.width(X) == min(X.shape) else 8
+        """Ten, or the two that are exact where a block holds every direction."""
+        return 2 if self.width(X) == min(X.shape) else 10
 
     def advance(self, state: IterationState, ritz: Ritz, image: np.ndarray, most: int) -> Basis:
         # No shift in the first pass: its block is random, also at features that have no values.
