@@ -50,9 +50,7 @@ def alone(X: object, solver: str) -> PCA:
 
 @pytest.mark.parametrize("solver", ["gram", "dual_gram", "krylov", "randomized"])
 @pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
-def test_the_answer_is_that_of_one_process(
-    client: Client, data: np.ndarray, path: str, kind: str, solver: str
-) -> None:
+def test_the_answer_is_that_of_one_process(client: Client, data: np.ndarray, path: str, kind: str, solver: str) -> None:
     rows = data if solver != "dual_gram" else data[:300]
     source = {
         "numpy": rows,

@@ -33,7 +33,7 @@ def test_agrees_with_lapack(name: str, solver: str, shape: tuple[int, int], dtyp
     truth, k = problem.exact, 5
     found = fitted(problem.X, k, solver, block=17)
     check_certificate(found, truth)
-    # What arithmetic of this precision cannot tell from noise is left out; iterations are given a gap that they can use.
+    # What this precision cannot tell from noise is left out; iterations are given a gap that they can use.
     need = 1e-3 if solver in ("krylov", "randomized") else 1e-5
     clear = solver != "randomized" or truth.values[k] < 0.7 * truth.values[k - 1]
     if clear and truth.gap(k) > (need if dtype is np.float64 else 1e-2):
@@ -167,7 +167,7 @@ def test_seeds_repeat_and_differ() -> None:
 
 
 def test_a_random_walk_has_its_law_of_shares() -> None:
-    """Shares of the variance of a random walk in high dimensions are 6 / (pi k)^2 (Antognini and Sohl-Dickstein 2018)."""
+    """Shares of the variance of a long random walk are 6 / (pi k)^2 (Antognini and Sohl-Dickstein 2018)."""
     x = np.cumsum(np.random.default_rng(0).standard_normal((100, 20_000)), axis=0)
     found = fitted(x, 4, "dual_gram")
     np.testing.assert_allclose(found.explained_variance_ratio, 6 / (np.pi * np.arange(1, 5)) ** 2, rtol=0.03)

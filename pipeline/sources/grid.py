@@ -203,4 +203,5 @@ def _fetch(array: Any, where: Sequence[Index]) -> np.ndarray:
     if isinstance(array, np.ndarray):
         ranges = [np.arange(n)[w] if isinstance(w, slice) else w for w, n in zip(where, array.shape, strict=True)]
         return array[np.ix_(*ranges)]
-    return np.asarray(array.oindex[tuple(where)])
+    # Variables of xarray index orthogonally by themselves.
+    return np.asarray(getattr(array, "oindex", array)[tuple(where)])
