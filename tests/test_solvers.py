@@ -159,6 +159,12 @@ def test_auto_finds_the_spikes_and_nothing_in_noise(solver: str) -> None:
     assert fitted(noise, "auto", solver).k == 1  # at least one is kept
 
 
+@pytest.mark.parametrize(("solver", "n", "seed"), [("gram", 68, 68), ("dual_gram", 67, 66)])
+def test_close_eigenvalues_are_all_found(solver: str, n: int, seed: int) -> None:
+    """LAPACK's subset of eigenvalues once held fewer than were asked for."""
+    check_bounds(lambda r: np.where(np.arange(r) < 1, 1.0, 0.5), n, seed, seed, solver, np.float64)
+
+
 def test_seeds_repeat_and_differ() -> None:
     X = Problem("power 1/2", 200, 120).X
     one, same, other = (fitted(X, 3, "randomized", seed=s) for s in (1, 1, 2))

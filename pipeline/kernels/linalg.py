@@ -19,9 +19,12 @@ def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np
         How many of the largest; all by default.
     """
     m = a.shape[0]
-    # A subset pays only where it is a small part: LAPACK's bisection for many vectors is slower than all of them.
-    few = k is not None and k <= m // 4
-    values, vectors = scipy.linalg.eigh(a, subset_by_index=(m - k, m - 1) if few else None, check_finite=False)
+    # A subset pays only where it is a small part; LAPACK's may return fewer than asked for where eigenvalues lie close.
+    if k is not None and k <= m // 4:
+        values, vectors = scipy.linalg.eigh(a, subset_by_index=(m - k, m - 1), check_finite=False)
+        if values.size == k:
+            return values[::-1], vectors[:, ::-1]
+    values, vectors = scipy.linalg.eigh(a, driver="evd", check_finite=False)
     return values[::-1][:k], vectors[:, ::-1][:, :k]
 
 
