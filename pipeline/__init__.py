@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.matrix import Matrix as Matrix
     from pipeline.matrix import open_matrix as open_matrix
     from pipeline.plans import plan as plan
+    from pipeline.sources import Operator as Operator
     from pipeline.store import load as load
     from pipeline.subspace import Subspace as Subspace
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
     "Matrix": "pipeline.matrix",
+    "Operator": "pipeline.sources",
     "PCA": "pipeline.estimators",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline.errors import InputError, PlanError
+from pipeline.kernels.blocks import single
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver
 from pipeline.solvers.solver import Cost
@@ -20,6 +20,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare"]
 
 # What a thread of today's machines does, for choosing between solvers; only ratios matter.
 _READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
+_SPARSE_FLOPS = 1e9
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
@@ -147,13 +148,15 @@ def _why(name: str, X: Matrix) -> str:
 
 def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Prepared:
     cost = solver.cost(X)
+    if X.work_dtype.kind == "c":  # costs are counted in real numbers
+        cost = replace(cost, summary_bytes=2 * cost.summary_bytes, client_bytes=2 * cost.client_bytes)
     walked = X if cost.side == ROWS else X.T
     threads, across = at_work.threads_each, max(1, X.shape[1 - cost.side])
-    slab = 2 * 8 * 256 * across if X.work_dtype == np.float32 else 0  # where rounding is measured in float64
+    slab = 2 * 8 * 256 * across if single(X.work_dtype) else 0  # where rounding is measured in float64
     fixed = threads * (cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES) + 3 * cost.summary_bytes
     fixed += cost.client_bytes if at_work.client is None else cost.summary_bytes
     for matrix in _cuttings(walked):
-        block = matrix.block_height * across * X.work_dtype.itemsize
+        block = matrix.block_nbytes
         chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
         peak = fixed + threads * (block + 2 * chunks)  # a block, the chunks that it lies in, and those encoded
         if limit is None or peak <= limit:
@@ -202,8 +205,11 @@ def _rounded_up(nbytes: int) -> str:
 
 
 def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:
-    reading = X.bytes_a_pass / _READ
-    computing = cost.flops / _FLOPS[X.work_dtype.itemsize]
+    reading, complex_ = X.bytes_a_pass / _READ, X.work_dtype.kind == "c"
+    if X.source.implicit:
+        computing = cost.flops * X.density / _SPARSE_FLOPS
+    else:  # a complex multiplication is four
+        computing = cost.flops * (4 if complex_ else 1) / _FLOPS[X.work_dtype.itemsize // (2 if complex_ else 1)]
     short = cost.summary_bytes / 8
     finishing = 3 * short**1.5 / _FLOPS[8] if cost.passes < 3 else 0.0  # an eigendecomposition of the square matrix
     return cost.passes * (reading + computing) / at_work.threads + finishing + 0.01

@@ -26,6 +26,7 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from pipeline.fold import Fold, Tally
+from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
 
@@ -118,6 +119,8 @@ def summarise(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, to
     start = int(cuts[0])
     if inputs is not None:
         matrix = replace(matrix, source=matrix.source.given(matrix.side, start, inputs))
+    if matrix.source.implicit and takes_implicit(fold):
+        return _summarise_implicit(fold, matrix, cuts, say)
     across = matrix.shape[1 - matrix.side]
     buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype)
     scratch: dict[str, np.ndarray] = {}
@@ -130,6 +133,21 @@ def summarise(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, to
         held = fold.block(x, (a, b), held, scratch)
         t2 = time.perf_counter()
         reading, computing = reading + t1 - t0, computing + t2 - t1
+        say(b - a)
+    return held, Tally(len(cuts) - 1, 0, reading, computing)
+
+
+def _summarise_implicit(
+    fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, say: Callable[[int], None]
+) -> tuple[Any, Tally]:
+    """The same for blocks that are never made dense: several are read together, as they are small."""
+    held, reading, computing = None, 0.0, 0.0
+    for a, b in pairwise(matrix.together(cuts).tolist()):
+        t0 = time.perf_counter()
+        x = matrix.read_implicit(a, b)
+        t1 = time.perf_counter()
+        held = implicit_block(fold, x, (a, b), held)
+        computing, reading = computing + time.perf_counter() - t1, reading + t1 - t0
         say(b - a)
     return held, Tally(len(cuts) - 1, 0, reading, computing)
 

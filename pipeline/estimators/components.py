@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.driver import check_entries, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.kernels.blocks import magnitudes
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan, prepare
@@ -72,6 +73,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             When `tol` cannot be met.
         """
         settings = self.settings()
+        if np.iscomplexobj(y):
+            raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
         matrix = open_for_fit(self, X)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
@@ -143,7 +146,15 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        function = RowFunction(apply, width, name, self.subspace_.present, fill)
+        function = RowFunction(
+            apply,
+            width,
+            name,
+            self.subspace_.present,
+            fill,
+            implicit=name == "scores",
+            complex=self.subspace_.components.dtype.kind == "c",
+        )
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
@@ -230,4 +241,4 @@ def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     dtype = scores.dtype
     z = np.where(subspace.present, rows, 0) if not subspace.present.all() else rows
     z = ((z - subspace.offset) * subspace.factor).astype(dtype, copy=False) - scores @ subspace.basis.astype(dtype)
-    return np.einsum("ij,ij->i", z, z)
+    return magnitudes(z).sum(axis=1)

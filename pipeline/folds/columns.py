@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.kernels.blocks import out_of_range, product_in_float64, standardise_columns
+from pipeline.kernels.blocks import (
+    column_squares,
+    doubled,
+    out_of_range,
+    product_in_float64,
+    single,
+    standardise_columns,
+)
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import COLUMNS
 
@@ -31,9 +38,10 @@ class Standard:
 
 @dataclass(frozen=True)
 class Dual:
-    """Z Z^T R (n, l) of the columns read so far, in float64.
+    """Z Z^H R (n, l) of the columns read so far, in double precision.
 
-    `squares` is the sum of squares about the means, `energy` that of Z, `present` the number of columns with values.
+    `squares` is the sum of squares about the means, `energy` that of Z, `present` the number of columns with values;
+    `loud` is the sum of squares as they were accumulated: what rounding errors are relative to.
     """
 
     product: np.ndarray
@@ -41,11 +49,12 @@ class Dual:
     energy: float
     present: int
     rounding: Rounding
+    loud: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnProduct:
-    """Fold to Z (Z^T R) for a thin R (n, l), or to the Gram matrix Z Z^T (n, n) of the samples where there is none.
+    """Fold to Z (Z^H R) for a thin R (n, l), or to the Gram matrix Z Z^H (n, n) of the samples where there is none.
 
     Parameters
     ----------
@@ -67,25 +76,28 @@ class ColumnProduct:
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
         mean, _, squares = self.standard.apply(x, at)
+        adjoint = x.conj().T
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = x @ (x.T if self.thin is None else x.T @ self.thin.astype(self.dtype))
-            energy = float(np.vdot(x, x))
+            product = x @ (adjoint if self.thin is None else adjoint @ self.thin.astype(self.dtype))
+            energy = float(np.vdot(x, x).real)
         if out_of_range(energy, x):
-            product = product_in_float64(x.T, self.thin)
-            energy = float(np.square(x, dtype=np.float64).sum())
+            product = product_in_float64(adjoint, self.thin)
+            energy = float(column_squares(x).sum())
         if held is None:
-            held = Dual(np.zeros(product.shape), 0.0, 0.0, 0, Rounding())
+            held = Dual(np.zeros(product.shape, doubled(self.dtype)), 0.0, 0.0, 0, Rounding())
         rounding = held.rounding.seen(energy)
-        if self.dtype == np.float32 and held.rounding.due(energy):
+        if single(self.dtype) and held.rounding.due(energy):
             lens = self.probe if self.thin is None else self.thin @ self.probe
-            error = product.astype(np.float64) @ self.probe - product_in_float64(x.T, lens)
+            error = product.astype(doubled(self.dtype)) @ self.probe - product_in_float64(adjoint, lens)
             rounding = held.rounding + measured(error, energy)
         np.add(held.product, product, out=held.product)
+        centred = float(squares.sum())
+        kept = centred if self.standard.center else float(column_squares(x).sum())
         return replace(
             held,
-            squares=held.squares + float(squares.sum()),
-            energy=held.energy
-            + float(squares.sum() if self.standard.center else np.einsum("ij,ij->", x, x, dtype=np.float64)),
+            squares=held.squares + centred,
+            energy=held.energy + kept,
+            loud=held.loud + kept,
             present=held.present + int(np.isfinite(mean).sum()),
             rounding=rounding,
         )
@@ -97,6 +109,7 @@ class ColumnProduct:
             a.energy + b.energy,
             a.present + b.present,
             a.rounding + b.rounding,
+            a.loud + b.loud,
         )
 
 
@@ -115,7 +128,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class ColumnFactor:
-    """Fold to Z^T U for the left vectors U (n, k), block by block, with the means and spreads of the columns."""
+    """Fold to Z^H U for the left vectors U (n, k), block by block, with the means and spreads of the columns."""
 
     dtype: np.dtype[Any]
     standard: Standard
@@ -124,7 +137,8 @@ class ColumnFactor:
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Factor | None, scratch: dict[str, np.ndarray]) -> Factor:
         mean, spread, _ = self.standard.apply(x, at)
-        part = (at[0], (x.T @ self.left.astype(self.dtype)).astype(np.float64), mean, spread)
+        image = x.conj().T @ self.left.astype(self.dtype)
+        part = (at[0], image.astype(doubled(self.dtype)), mean, spread)
         return Factor((*(held.parts if held else ()), part))
 
     def combine(self, a: Factor, b: Factor) -> Factor:

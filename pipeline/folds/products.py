@@ -1,6 +1,7 @@
 """Products C R of the scatter of rows with a thin matrix R: what an iteration of a randomized solver reads data for.
 
-A block gives X^T (X R): both products of one reading. About a pilot p, with s = sum(x - p) and mu the mean,
+A block gives X^H (X R): both products of one reading; its conjugate transpose (l, d) is kept.
+About a pilot p, with s = sum(x - p) and mu the mean,
 C R = sum (x - p)(x - p)^T R - s (s^T R) / n, and C R = C1 R + C2 R + g (g^T R) with g = sqrt(n1 n2 / n)(mu1 - mu2).
 """
 
@@ -15,9 +16,13 @@ from pipeline.folds.moments import chan
 from pipeline.kernels.blocks import (
     absent_columns,
     checked_sums,
+    column_squares,
+    doubled,
+    magnitudes,
     out_of_range,
     pilot_mean,
     product_in_float64,
+    single,
     take_out,
 )
 from pipeline.kernels.rounding import Rounding, measured
@@ -28,7 +33,7 @@ __all__ = ["Products", "RowProduct"]
 
 @dataclass(frozen=True)
 class Products:
-    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (l, d), all in float64.
+    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (C R)^H (l, d).
 
     The squares and the product of `central` ones are about the mean, which is pilot + sums / n. `energy` (d,) are the
     sums of squares as they were accumulated: what rounding errors are relative to.
@@ -58,8 +63,8 @@ class Products:
         """The same about the mean."""
         if self.central:
             return self
-        product = self.product - np.outer(self.sums @ lens, self.shift)
-        squares = np.maximum(self.squares - self.sums * self.shift, 0.0)
+        product = self.product - np.outer((self.sums @ lens).conj(), self.shift)
+        squares = np.maximum(self.squares - (self.sums * self.shift.conj()).real, 0.0)
         return replace(self, squares=squares, energy=self.squares, product=product, central=True)
 
 
@@ -95,8 +100,8 @@ class RowProduct:
         (d, l), first = self.lens.shape, held is None
         if held is None:
             absent = absent_columns(x)
-            none = np.zeros(d)
-            held = Products(0.0, pilot_mean(x, absent), absent, none, none, none, np.zeros((l, d)), Rounding())
+            none, wide = np.zeros(d), doubled(self.dtype)
+            held = Products(0.0, pilot_mean(x, absent), absent, none, none, none, np.zeros((l, d), wide), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
         take_out(x, held.pilot, held.absent, check=not first)
@@ -105,17 +110,17 @@ class RowProduct:
         sums = checked_sums(x, roots)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
-            energy = float(np.vdot(x, x))
+            product = np.matmul((x @ scratch["lens"]).conj().T, x, out=scratch["product"])
+            energy = float(np.vdot(x, x).real)
         if out_of_range(energy, x):
-            product = product_in_float64(x, self.lens).T
-            energy = float(np.square(x, dtype=np.float64).sum())
+            product = product_in_float64(x, self.lens).conj().T
+            energy = float(column_squares(x).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
-        if self.dtype == np.float32 and held.rounding.due(energy):
+        if single(self.dtype) and held.rounding.due(energy):
             exact = product_in_float64(x, self.lens @ self.probe)
-            rounding = held.rounding + measured(self.probe @ product.astype(np.float64) - exact, energy)
-        squares = np.einsum("ij,ij->j", x, x, dtype=np.float64) if self.squares else 0.0
+            rounding = held.rounding + measured(self.probe @ product.astype(doubled(self.dtype)) - exact.conj(), energy)
+        squares = column_squares(x) if self.squares else 0.0
         n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
         return replace(held, n=held.n + n, sums=held.sums + sums, squares=held.squares + squares, rounding=rounding)
 
@@ -123,8 +128,8 @@ class RowProduct:
         n, sums, gap = chan(a, b)
         a, b = a.centred(self.lens), b.centred(self.lens)
         product = a.product + b.product
-        product += np.outer(gap @ self.lens, gap)
-        squares = a.squares + b.squares + gap**2
-        energy = a.energy + b.energy + gap**2
+        product += np.outer((gap @ self.lens).conj(), gap)
+        squares = a.squares + b.squares + magnitudes(gap)
+        energy = a.energy + b.energy + magnitudes(gap)
         rounding = a.rounding + b.rounding
         return Products(n, a.pilot, a.absent, sums, squares, energy, product, rounding, central=True)
