@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline import errors as errors
+    from pipeline.adjoint import dottest as dottest
     from pipeline.estimators import PCA as PCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
     from pipeline.matrix import Matrix as Matrix
@@ -34,6 +35,7 @@ _HOME = {
     "PCA": "pipeline.estimators",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
+    "dottest": "pipeline.adjoint",
     "errors": "pipeline.errors",
     "load": "pipeline.store",
     "open_matrix": "pipeline.matrix",

@@ -49,9 +49,10 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
     """
     cost, tol = solver.cost(X), solver.settings.tol
     state = solver.init(X)
-    passes = None if tol is not None else cost.passes + (solver.settings.missing == "mean")
+    fills = solver.settings.missing != "error"
+    passes = None if tol is not None or solver.settings.missing == "em" else cost.passes + fills
     walks: list[dict[str, Any]] = []
-    if solver.settings.missing == "mean":
+    if fills:
         observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
         walks.append({"pass": 1, **asdict(tally)})
         if not np.isfinite(observed.mean).all():
@@ -77,6 +78,12 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         raise ConvergenceError(
             f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "
             f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
+            found,
+        )
+    if reason == LIMIT and solver.settings.missing == "em":
+        raise ConvergenceError(
+            f"missing='em' has not converged after {found.passes} passes: ask for fewer components, or leave out "
+            "the features or samples of which little is seen",
             found,
         )
     return found

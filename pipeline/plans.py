@@ -12,6 +12,7 @@ from pipeline.errors import InputError, PlanError
 from pipeline.kernels.blocks import single
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver
+from pipeline.solvers.em import EM
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.walk import Crew, crew
@@ -116,12 +117,13 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     fits, refused = [], []
     for name in names:
         try:
-            fits.append(_fit(X, SOLVERS[name](X, settings), at_work, limit))
+            found = SOLVERS[name](X, settings)
+            fits.append(_fit(X, EM(found) if settings.missing == "em" else found, at_work, limit))
         except PlanError as error:
             refused.append(error)
     if not fits:
         raise min(refused, key=lambda error: error.needed or 0)
-    exact = [p for p in fits if p.solver.exact]
+    exact = [p for p in fits if getattr(p.solver, "inner", p.solver).exact]
     best = min(fits, key=lambda p: p.plan.seconds)
     if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= _EXACT * best.plan.seconds):
         best = min(exact, key=lambda p: p.plan.seconds)
@@ -167,7 +169,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
             f"set memory_limit to {_rounded_up(peak)} or more, use fewer threads a worker, or fewer components",
             peak,
         )
-    passes = cost.passes + (solver.settings.missing == "mean")  # one more for the means
+    passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     seconds = _seconds(matrix, cost, at_work)
     found = Plan(
         solver=solver.name,

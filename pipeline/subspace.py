@@ -18,6 +18,7 @@ from scipy.sparse import issparse
 
 from pipeline.errors import InputError
 from pipeline.kernels.blocks import doubled, magnitudes, working_dtype
+from pipeline.kernels.em import imputed
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
 from pipeline.labels import Labels
@@ -308,6 +309,32 @@ class Subspace:
         # Features that the subspace does not have may hold NaN, which a zero in the lens does not take away.
         lens = lens.astype(doubled(lens.dtype), copy=False)
         return rows.without(~self.present).times(lens) - self.offset @ lens
+
+    def expected(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (m, d) with the value in the place of each NaN that probabilistic PCA expects, given the others.
+
+        The model is that of the subspace in closed form (Tipping and Bishop 1999); features that the subspace does not
+        have are left as they are.
+        """
+        missing = np.isnan(rows) & self.present
+        holes = missing.any(axis=1)
+        if not holes.any():
+            return rows
+        n, some = max(self.n_samples, 1.0), np.flatnonzero(holes)
+        variances = np.square(self.singular_values) / n
+        energy = self.total_variance * self.dof / n
+        if not self.centered:
+            energy += float(np.square(np.where(self.present, self.mean, 0.0) * self.factor).sum())
+        left = int(self.present.sum()) - self.k
+        noise = max((energy - float(variances.sum())) / left if left > 0 else 0.0, 1e-12 * energy, 1e-300)
+        loadings = self.basis.T.astype(np.float64) * np.sqrt(np.maximum(variances - noise, 0.0))
+        seen = (~missing[some] & self.present & (self.factor != 0)).astype(np.float64)
+        z = np.where(seen > 0, (rows[some] - self.offset) * self.factor, 0.0)
+        stretch = np.divide(1.0, self.factor, out=np.zeros_like(self.factor), where=self.factor != 0)
+        values = imputed(z, seen, loadings, noise) * stretch + self.offset
+        filled = rows.copy()
+        filled[some] = np.where(missing[some], values, rows[some])
+        return filled
 
     def reconstruct(self, scores: np.ndarray) -> np.ndarray:
         """Samples (m, d) in the data's own units from scores (m, k); NaN where there is no feature."""

@@ -95,6 +95,8 @@ def walk(
     PipelineError
         Whatever a block raises.
     """
+    if getattr(fold, "unfilled", False):
+        matrix = replace(matrix, fill=None)
     at_work = crew()
     runs = _runs(matrix.n_blocks, at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8))
     token = uuid.uuid4().hex

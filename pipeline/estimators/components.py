@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from pipeline.adjoint import check_operator
 from pipeline.driver import check_entries, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
@@ -73,7 +74,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             When `tol` cannot be met.
         """
         settings = self.settings()
-        if np.iscomplexobj(y):
+        if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
             raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
         matrix = open_for_fit(self, X)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
@@ -88,6 +89,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
         ready = prepare(matrix, settings, self.solver, self.memory_limit)
+        check_operator(matrix)
         subspace = solve(ready.matrix, ready.solver)
         self.plan_ = ready.plan
         self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
@@ -146,13 +148,15 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
+        if self.missing == "em":
+            apply = partial(_of_expected, apply, self.subspace_)
         function = RowFunction(
             apply,
             width,
             name,
             self.subspace_.present,
             fill,
-            implicit=name == "scores",
+            implicit=name == "scores" and self.missing != "em",
             complex=self.subspace_.components.dtype.kind == "c",
         )
         try:
@@ -161,7 +165,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return written(self.matrix(X), function, out, overwrite)
         except NonfiniteError as error:
             matrix = self.matrix(X)
-            check_entries(matrix if fill is None else matrix.filled(fill), self.subspace_.present)
+            known = self.subspace_.mean if self.missing == "em" else fill
+            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:
@@ -185,7 +190,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
-        tags.input_tags.allow_nan = self.missing == "mean"
+        tags.input_tags.allow_nan = self.missing != "error"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -218,8 +223,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         isinstance(tol, int | float | np.number) and not isinstance(tol, bool) and 0 < tol <= 1
     ):
         raise InputError(f"tol={tol!r}: give a bound on a sine, above 0 and at most 1, or None")
-    if estimator.missing not in ("error", "mean"):
-        raise InputError(f"missing={estimator.missing!r}: choose 'error' or 'mean'")
+    if estimator.missing not in ("error", "mean", "em"):
+        raise InputError(f"missing={estimator.missing!r}: choose 'error', 'mean' or 'em'")
     if not isinstance(estimator.solver, str):
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
@@ -234,6 +239,11 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         None if tol is None else float(tol),
         seed_of(estimator.random_state),
     )
+
+
+def _of_expected(apply: RowKernel, subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    """A function of rows in which what is missing is what probabilistic PCA expects there, given what is seen."""
+    return apply(subspace.expected(rows))
 
 
 def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:

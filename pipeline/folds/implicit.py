@@ -19,6 +19,7 @@ from pipeline.folds.columns import ColumnFactor, ColumnProduct, Dual, Factor, St
 from pipeline.folds.defects import Defects, Found
 from pipeline.folds.means import Observed, RowMeans
 from pipeline.folds.moments import Moments, RowMoments
+from pipeline.folds.pairing import Pair, Pairing
 from pipeline.folds.products import Products, RowProduct
 from pipeline.kernels.blocks import LOUDEST, spread_of
 from pipeline.kernels.implicit import ImplicitBlock
@@ -120,6 +121,11 @@ def _defects(fold: Defects, x: ImplicitBlock, at: tuple[int, int], held: Found |
     nan, bad = (np.bincount(columns[which], minlength=x.shape[1]) for which in (np.isnan(values), slice(None)))
     found = Found(x.shape[0], nan, bad, first)
     return found if held is None else fold.combine(held, found)
+
+
+@implicit_block.register
+def _pairing(fold: Pairing, x: ImplicitBlock, at: tuple[int, int], held: Pair | None) -> Pair:
+    return fold.block(x, at, held, {})
 
 
 class _Columns:

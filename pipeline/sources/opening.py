@@ -332,7 +332,7 @@ def _sparse_source(
 ) -> Source:
     base = array if axes == ((0,), (1,)) else array.T
     rows, cols = index[axes[0][0]], index[axes[1][0]]
-    if (rows, cols) == (slice(0, base.shape[0]), slice(0, base.shape[1])):
+    if all(isinstance(i, slice) and i == slice(0, n) for i, n in zip((rows, cols), base.shape, strict=True)):
         return base
     return Picked(base, (rows, cols))
 
