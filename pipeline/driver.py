@@ -102,9 +102,13 @@ def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
     row, feature, number = place
     value = rows.rows(row, row + 1).read(0)[0, feature]
     where = f"{X.samples.describe(row)}; {X.features.describe(feature)}"
+    what, out = "infinity (inf)", "fill them"
+    if np.isnan(value):
+        what = "NaN" if X.code is None else f"a missing call ({X.code:g} or NaN)"
+        out = "pass missing='mean' or 'em', fill them"
     raise InputError(
-        f"{X.name} holds {'NaN' if np.isnan(value) else 'infinity (inf)'} at row {row}, feature {feature} ({where}), "
-        f"the first of {number} such entries: fill them, or leave those samples or features out with select"
+        f"{X.name} holds {what} at row {row}, feature {feature} ({where}), the first of {number} such entries: "
+        f"{out}, or leave those samples or features out with select"
     )
 
 

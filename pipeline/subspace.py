@@ -320,6 +320,8 @@ class Subspace:
         holes = missing.any(axis=1)
         if not holes.any():
             return rows
+        if "c" in (rows.dtype.kind, self.components.dtype.kind):
+            raise InputError("complex rows have missing entries: missing='em' needs real numbers")
         n, some = max(self.n_samples, 1.0), np.flatnonzero(holes)
         variances = np.square(self.singular_values) / n
         energy = self.total_variance * self.dof / n

@@ -98,7 +98,10 @@ def walk(
     if getattr(fold, "unfilled", False):
         matrix = replace(matrix, fill=None)
     at_work = crew()
-    runs = _runs(matrix.n_blocks, at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8))
+    few = summary_bytes > _LARGE_SUMMARY
+    if matrix.source.implicit:  # where little is stored, summaries are soon the larger part
+        few = few or 8 * at_work.threads * summary_bytes > matrix.bytes_a_pass
+    runs = _runs(matrix.n_blocks, at_work.threads * (1 if few else 8))
     token = uuid.uuid4().hex
     root, graph = _graph(matrix, fold, runs, token, ship=not locally())
     heard = _listener(matrix, pass_number, passes)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.folds.expectations import Expectations
+from pipeline.kernels.blocks import doubled, magnitudes
 from pipeline.kernels.em import Sums, maximised
 from pipeline.kernels.linalg import principal_angles
 from pipeline.matrix import Matrix
@@ -88,7 +89,9 @@ class EM:
         if state.start is None or state.model is None:
             return self.inner.fold(X, state.inner)
         m, s = state.model, state.start
-        return Expectations(m.loadings, m.offset, m.noise, s.offset, s.factor, s.present, X.sample_weights)
+        return Expectations(
+            m.loadings, m.offset, m.noise, s.offset, s.factor, s.present, doubled(X.dtype), X.sample_weights
+        )
 
     def step(self, X: Matrix, state: EMState, summary: Any) -> EMState:
         if state.start is None:
@@ -171,11 +174,11 @@ class EM:
 
 def _start(start: Subspace) -> Model:
     """The model of an answer, in closed form: W = V (L - s2)^(1/2), s2 the mean of the variances left out."""
-    n, basis = max(start.n_samples, 1.0), np.asarray(start.basis[:, start.present], np.float64)
+    n, basis = max(start.n_samples, 1.0), start.basis[:, start.present].real.astype(np.float64)
     variances = np.square(start.singular_values) / n
     energy = start.total_variance * start.dof / n
     if not start.centered:
-        energy += float(np.square(np.where(start.present, start.mean, 0.0) * start.factor).sum())
+        energy += float(magnitudes(np.where(start.present, start.mean, 0.0) * start.factor).sum())
     d = basis.shape[1]
     noise = (energy - float(variances.sum())) / max(d - start.k, 1)
     noise = max(noise, 1e-3 * energy / d, np.finfo(float).tiny)
