@@ -100,3 +100,31 @@ def test_transform_reads_once_and_open_matrix_reads_nothing() -> None:
     assert not store.reads
     model.transform(X)
     assert set(store.reads.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("solver", "shape", "chunks"), [("krylov", (6000, 100), (500, 100)), ("dual_gram", (100, 6000), (100, 500))]
+)
+def test_blocks_that_are_kept_are_read_once(solver: str, shape: tuple[int, int], chunks: tuple[int, int]) -> None:
+    store = stored(chunks, shape)
+    X, model = open_matrix(zarr.open_array(store)), PCA(4, solver=solver)
+    expected = model.fit(X.read_range(0, shape[0])).transform(X.read_range(0, shape[0]))
+    store.reads.clear()
+    scores = model.fit_transform(X)
+    assert model.plan_.blocks_kept == model.plan_.n_blocks
+    assert set(store.reads.values()) == {1}
+    assert model.plan_.bytes_read == X.nbytes
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
+    store = stored((500, 100), (6000, 100))
+    X, roomy = open_matrix(zarr.open_array(store)), PCA(4, solver="krylov")
+    everything = plan(X, roomy)
+    limit = everything.peak_memory - everything.blocks_kept * everything.block_rows * 800 // 2
+    tight = plan(X, PCA(4, solver="krylov", memory_limit=limit))
+    model = PCA(4, solver="krylov", memory_limit=limit).fit(X)
+    assert 0 < tight.blocks_kept < everything.blocks_kept
+    assert tight.peak_memory <= limit
+    assert sum(store.reads.values()) * 500 * 800 == tight.bytes_read
+    np.testing.assert_allclose(model.components_, roomy.fit(X).components_, atol=1e-9)

@@ -8,16 +8,18 @@ from os import PathLike
 from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.driver import check_entries, solve
+from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.keep import Keep
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
-from pipeline.plans import Plan, prepare
+from pipeline.plans import Plan, Prepared, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
@@ -71,23 +73,46 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ConvergenceError
             When `tol` cannot be met.
         """
-        settings = self.settings()
+        self._found(open_for_fit(self, X), with_scores=False)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Find the components of X and give its scores; stored blocks that are kept are not read again for these.
+
+        Takes, gives and raises what `fit` and `transform` do.
+        """
+        if fit_params or isinstance(X, xr.DataArray | xr.Dataset):  # labels are for the doors of these two
+            return self.fit(X, y, **fit_params).transform(X)
         matrix = open_for_fit(self, X)
+        if matrix.source.held or matrix.source.collections or matrix.sample_weights is not None:
+            return self.fit(X).transform(X)
+        return self._found(matrix, with_scores=True)
+
+    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
+        settings = self.settings()
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
-        self._fit(matrix, settings)
-        return self
-
-    def _fit(self, matrix: Matrix, settings: Settings) -> None:
         if 0 in matrix.shape:
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = prepare(matrix, settings, self.solver, self.memory_limit)
-        subspace = solve(ready.matrix, ready.solver)
-        self.plan_ = ready.plan
-        self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+        ready = prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
+        keep = Keep(ready.keep)
+        try:
+            subspace = solve(ready.matrix, ready.solver, keep)
+            self.plan_ = ready.plan
+            self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+            return self._whitened(self._scores(ready, keep)) if with_scores else None
+        finally:
+            keep.release()
+
+    def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
+        X, found = ready.matrix, self.subspace_
+        return scores(X.filled(found.mean) if self.missing == "mean" else X, ready.solver, found, keep)
+
+    def _whitened(self, scores: np.ndarray) -> np.ndarray:
+        return scores
 
     def _keep(self, subspace: Subspace) -> None:
         self.subspace_ = subspace
