@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Fold", "Preparing", "Tally", "ready"]
+__all__ = ["Fold", "Preparing", "Skipping", "Tally", "ready"]
 
 S = TypeVar("S")
 
@@ -61,6 +61,15 @@ class Preparing(Protocol):
 
     def prepare(self, x: np.ndarray, at: tuple[int, int], first: Any) -> Any:
         """The block made ready, in place; `first` is what the first block of the same run became, None for itself."""
+        ...
+
+
+@runtime_checkable
+class Skipping(Protocol):
+    """A fold that has the result of some blocks already."""
+
+    def skips(self, at: tuple[int, int]) -> bool:
+        """Whether the block there need not be read."""
         ...
 
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import reduce
 from itertools import chain, pairwise
 from typing import Any
 
@@ -26,7 +26,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
-from pipeline.fold import Fold, Preparing, Tally, ready
+from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
@@ -105,7 +105,9 @@ def walk(
         Whatever a block raises.
     """
     at_work = crew()
-    runs = _runs(matrix.n_blocks, at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8))
+    # What is sent to a task is in memory as a whole before it starts: one block, then.
+    most = matrix.n_blocks if _ships(matrix) else at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8)
+    runs = _runs(matrix.n_blocks, most)
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         lengths = keep.lengths(runs, matrix.block_height * matrix.shape[1 - matrix.side] * fold.dtype.itemsize)
@@ -165,6 +167,8 @@ def _blocks(
     across = matrix.shape[1 - matrix.side]
     buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype) if reuse and len(cuts) > 1 else None
     for a, b in pairwise(cuts.tolist()):
+        if isinstance(fold, Skipping) and fold.skips((a, b)):
+            continue
         started, size = time.perf_counter(), (b - a) * across
         flat = np.empty(size, fold.dtype) if buffer is None else buffer[:size]
         x = matrix.read_range(a, b, flat.reshape((b - a, across) if matrix.side == 0 else (across, b - a)))
@@ -176,6 +180,12 @@ def _blocks(
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
     """The task: combine summaries, in the order of the rows."""
     return reduce(lambda a, b: (fold.combine(a[0], b[0]), a[1] + b[1]), parts)
+
+
+def _ships(matrix: Matrix) -> bool:
+    """Whether entries are sent to the tasks: those in this process's memory, and the chunks of Dask arrays."""
+    source = matrix.source
+    return bool(source.collections) or (source.held and not locally())
 
 
 def _runs(n_blocks: int, tasks: int) -> list[tuple[int, int]]:
@@ -193,11 +203,6 @@ class _Walk:
     lengths: list[int]
     """Blocks of each run that are kept."""
     token: str
-
-    @cached_property
-    def ships(self) -> bool:
-        """Whether data in this process's memory goes to the tasks piece by piece."""
-        return not locally() or bool(self.matrix.source.collections)
 
     @property
     def sizes(self) -> dict[Any, float]:
@@ -257,13 +262,13 @@ class _Walk:
 
     def _shared(self) -> dict[Any, Any]:
         """What every task gets: the fold, and a matrix that is small."""
-        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if self.ships else self.matrix
+        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if _ships(self.matrix) else self.matrix
         return {"matrix-" + self.token: matrix, "context-" + self.token: self.fold}
 
     def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
         """The arguments of a task for blocks [a, b)."""
         cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
-        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if self.ships and b > a else None
+        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if _ships(self.matrix) and b > a else None
         return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
 
     def _collected(self, name: str, layer: dict[Any, Any], *kept: Delayed) -> HighLevelGraph:

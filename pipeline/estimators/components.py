@@ -154,6 +154,14 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         return self._rowwise(X, self._project, "scores", self.subspace_.k, out, overwrite)
 
+    def left_singular_vectors(self, X: Any, out: str | PathLike[str] | None = None, overwrite: bool = False) -> Any:
+        """Scores of X divided by the singular values: for the X of the fit, orthonormal columns (n, k).
+
+        Takes, gives and raises what `transform` does; zeros where a singular value is zero.
+        """
+        check_is_fitted(self)
+        return self._rowwise(X, partial(_left_vectors, self.subspace_), "left", self.subspace_.k, out, overwrite)
+
     def inverse_transform(self, Z: Any) -> Any:
         """Samples in the data's own units from scores (n, k), in the kind of container that the scores are."""
         check_is_fitted(self)
@@ -168,7 +176,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        function = RowFunction(apply, width, name, self.subspace_.present, fill)
+        identity = f"{type(self).__name__} {self.get_params()} {self.subspace_.fingerprint()}"
+        function = RowFunction(apply, width, name, self.subspace_.present, fill, identity)
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
@@ -248,6 +257,11 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         None if tol is None else float(tol),
         seed_of(estimator.random_state),
     )
+
+
+def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    scores, values = subspace.project(rows), subspace.singular_values
+    return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
 
 
 def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
