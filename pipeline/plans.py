@@ -24,7 +24,8 @@ _READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 # Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
 _WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
-_OF_FREE, _UNSPILLED, _INTERPRETER = 0.5, 0.55, 300 << 20
+# Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
+_OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
 
@@ -202,7 +203,7 @@ def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
     if at_work.client is not None:  # Dask writes to disk what lies above: nothing of ours is to get there
         return at_work.workers * int(max((limit or 0) * _UNSPILLED - _INTERPRETER - peak, 0))
     free = int(psutil.virtual_memory().available * _OF_FREE)
-    return int(max(min(free, limit or free) - peak, 0))
+    return int(max((min(free, limit or free) - peak) * _OF_SPARE, 0))
 
 
 def _cuttings(X: Matrix) -> Iterator[Matrix]:

@@ -26,6 +26,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
+from pipeline.allocator import memory_is_reused
 from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
@@ -128,6 +129,7 @@ def walk(
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
 
+@memory_is_reused()
 def summarise(
     fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str, run: Run | None, fresh: bool
 ) -> tuple[Any, Tally]:
@@ -149,6 +151,7 @@ def summarise(
     return held, Tally(done, 0, reading, computing)
 
 
+@memory_is_reused()
 def read_run(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str) -> Run:
     """The task: read the blocks between the cuts and make them ready, to be kept."""
     say, blocks = _voice(token), []
