@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
-from pipeline.folds import Defects, RowMeans
+from pipeline.folds import ColumnScores, Defects, RowMeans, RowScores
+from pipeline.keep import Keep
 from pipeline.matrix import Matrix
 from pipeline.solvers import Solver
+from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
-__all__ = ["check_entries", "solve"]
+__all__ = ["check_entries", "scores", "solve"]
 
 _WHY = {
     LIMIT: "the limit of passes was reached",
@@ -27,13 +29,15 @@ _WHY = {
 }
 
 
-def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
+def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
     """Run a solver on a matrix until it is done.
 
     Parameters
     ----------
     X : Matrix
     solver : Solver
+    keep : Keep, optional
+        Blocks that stay decoded between the passes; whoever made it releases it.
 
     Returns
     -------
@@ -63,7 +67,12 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         matrix = X if fold.side == X.side else X.T
         try:
             summary, tally = walk(
-                matrix, fold, summary_bytes=cost.summary_bytes, pass_number=len(walks) + 1, passes=passes
+                matrix,
+                fold,
+                summary_bytes=cost.summary_bytes,
+                pass_number=len(walks) + 1,
+                passes=passes,
+                keep=keep,
             )
         except NonfiniteError as error:
             check_entries(X)
@@ -87,6 +96,17 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
             found,
         )
     return found
+
+
+def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
+    """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
+    lens, cost = np.asarray(found.basis, np.float64).T, solver.cost(X)
+    how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
+    if cost.side == ROWS:
+        parts, _ = walk(X, RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset), **how)
+        return np.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
+    total, _ = walk(X.T, ColumnScores(X.work_dtype, standard(X, solver.settings), lens), **how)
+    return np.asarray(total.astype(X.work_dtype))
 
 
 def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.kernels.blocks import (
-    column_squares,
     doubled,
     out_of_range,
     product_in_float64,
     single,
     standardise_columns,
+    wide_squares,
 )
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import COLUMNS
 
 __all__ = ["ColumnFactor", "ColumnProduct", "Dual", "Factor", "Standard"]
+
+
+STANDARDISED = "standardised columns"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +33,23 @@ class Standard:
     weights: np.ndarray | None = None
     sample_weights: np.ndarray | None = None
 
-    def apply(self, x: np.ndarray, at: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Standardise the columns [at[0], at[1]) in place; their means, spreads and sums of squares."""
+    def apply(self, x: np.ndarray, at: tuple[int, int]) -> Columns:
+        """Standardise the columns [at[0], at[1]) in place."""
         weights = None if self.weights is None else self.weights[at[0] : at[1]]
-        return standardise_columns(x, weights, self.sample_weights, self.center, self.scale)
+        mean, spread, squares = standardise_columns(x, weights, self.sample_weights, self.center, self.scale)
+        about = float(squares.sum())
+        return Columns(x, mean, spread, about, about if self.center else float(wide_squares(x).sum()))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Standardised columns (n, c), their means and spreads (c,), their sum of squares about the means and in all."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray | None
+    squares: float
+    energy: float
 
 
 @dataclass(frozen=True)
@@ -73,32 +89,31 @@ class ColumnProduct:
     probe: np.ndarray
     thin: np.ndarray | None = None
     side: int = COLUMNS
+    readiness: ClassVar[str] = STANDARDISED
 
-    def block(self, x: np.ndarray, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
-        mean, _, squares = self.standard.apply(x, at)
-        adjoint = x.conj().T
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Columns | None) -> Columns:
+        return self.standard.apply(x, at)
+
+    def block(self, x: Columns, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
+        z, adjoint = x.x, x.x.conj().T
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = x @ (adjoint if self.thin is None else adjoint @ self.thin.astype(self.dtype))
-            energy = float(np.vdot(x, x).real)
-        if out_of_range(energy, x):
+            product = z @ (adjoint if self.thin is None else adjoint @ self.thin.astype(self.dtype))
+        if out_of_range(x.energy, z):
             product = product_in_float64(adjoint, self.thin)
-            energy = float(column_squares(x).sum())
         if held is None:
             held = Dual(np.zeros(product.shape, doubled(self.dtype)), 0.0, 0.0, 0, Rounding())
-        rounding = held.rounding.seen(energy)
-        if single(self.dtype) and held.rounding.due(energy):
+        rounding = held.rounding.seen(x.energy)
+        if single(self.dtype) and held.rounding.due(x.energy):
             lens = self.probe if self.thin is None else self.thin @ self.probe
             error = product.astype(doubled(self.dtype)) @ self.probe - product_in_float64(adjoint, lens)
-            rounding = held.rounding + measured(error, energy)
+            rounding = held.rounding + measured(error, x.energy)
         np.add(held.product, product, out=held.product)
-        centred = float(squares.sum())
-        kept = centred if self.standard.center else float(column_squares(x).sum())
         return replace(
             held,
-            squares=held.squares + centred,
-            energy=held.energy + kept,
-            loud=held.loud + kept,
-            present=held.present + int(np.isfinite(mean).sum()),
+            squares=held.squares + x.squares,
+            energy=held.energy + x.energy,
+            loud=held.loud + x.energy,
+            present=held.present + int(np.isfinite(x.mean).sum()),
             rounding=rounding,
         )
 
@@ -134,11 +149,14 @@ class ColumnFactor:
     standard: Standard
     left: np.ndarray
     side: int = COLUMNS
+    readiness: ClassVar[str] = STANDARDISED
 
-    def block(self, x: np.ndarray, at: tuple[int, int], held: Factor | None, scratch: dict[str, np.ndarray]) -> Factor:
-        mean, spread, _ = self.standard.apply(x, at)
-        image = x.conj().T @ self.left.astype(self.dtype)
-        part = (at[0], image.astype(doubled(self.dtype)), mean, spread)
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Columns | None) -> Columns:
+        return self.standard.apply(x, at)
+
+    def block(self, x: Columns, at: tuple[int, int], held: Factor | None, scratch: dict[str, np.ndarray]) -> Factor:
+        image = x.x.conj().T @ self.left.astype(self.dtype)
+        part = (at[0], image.astype(doubled(self.dtype)), x.mean, x.spread)
         return Factor((*(held.parts if held else ()), part))
 
     def combine(self, a: Factor, b: Factor) -> Factor:

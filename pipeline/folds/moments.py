@@ -8,23 +8,13 @@ For complex data C is the sum of conj(x) x^T, that is X^H X.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.kernels.blocks import (
-    absent_columns,
-    checked_sums,
-    doubled,
-    magnitudes,
-    out_of_range,
-    pilot_mean,
-    product_in_float64,
-    single,
-    spread_of,
-    take_out,
-)
+from pipeline.folds.rows import SHIFTED, Rows, shifted
+from pipeline.kernels.blocks import doubled, magnitudes, out_of_range, product_in_float64, single, spread_of
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -101,39 +91,33 @@ class RowMoments:
     scale: str | None = None
     weights: np.ndarray | None = None
     side: int = ROWS
+    readiness: ClassVar[str] = SHIFTED
 
-    def block(
-        self, x: np.ndarray, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]
-    ) -> Moments:
-        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
-        d, first = x.shape[1], held is None
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
+        return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def block(self, x: Rows, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]) -> Moments:
+        rows, d = x.x, x.x.shape[1]
         if held is None:
-            absent, wide = absent_columns(x), doubled(self.dtype)
-            held = Moments(
-                0.0, 0, pilot_mean(x, absent), absent, np.zeros(d), np.zeros((d, d), wide), np.zeros(d), Rounding()
-            )
+            scatter = np.zeros((d, d), doubled(self.dtype))
+            held = Moments(0.0, 0, x.pilot, x.absent, np.zeros(d), scatter, np.zeros(d), Rounding())
             scratch["product"] = np.empty((d, d), self.dtype)
-        take_out(x, held.pilot, held.absent, check=not first)
-        if roots is not None:
-            x *= roots[:, None].astype(x.dtype)
-        sums = checked_sums(x, roots)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul(x.conj().T, x, out=scratch["product"])
-            energy = float(np.trace(product.real, dtype=np.float64))
-        if out_of_range(energy, x):
-            product = product_in_float64(x)
-            energy = float(np.trace(product.real))
+            product = np.matmul(rows.conj().T, rows, out=scratch["product"])
+        energy = x.energy
+        if out_of_range(energy, rows):
+            product = product_in_float64(rows)
+            energy = float(np.trace(product).real)
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
         if single(self.dtype) and held.rounding.due(energy):
-            exact = product.astype(doubled(self.dtype))
+            wide = product.astype(doubled(self.dtype))
             probe = self.probe
             if self.scale is not None:
-                probe = probe / spread_of(self.scale, np.diag(exact).real / len(x), held.pilot)
-            rounding = held.rounding + measured(exact @ probe - product_in_float64(x, probe), energy)
-        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
+                probe = probe / spread_of(self.scale, np.diag(wide).real / len(rows), held.pilot)
+            rounding = held.rounding + measured(wide @ probe - product_in_float64(rows, probe), energy)
         return replace(
-            held, n=held.n + n, rows=held.rows + len(x), sums=held.sums + sums, energy=held.energy, rounding=rounding
+            held, n=held.n + x.weight, rows=held.rows + len(rows), sums=held.sums + x.sums, rounding=rounding
         )
 
     def combine(self, a: Moments, b: Moments) -> Moments:

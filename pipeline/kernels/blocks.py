@@ -24,11 +24,13 @@ __all__ = [
     "spread_of",
     "standardise_columns",
     "take_out",
+    "wide_squares",
     "working_dtype",
 ]
 
 # Sums of squares between these can be squared again, as residuals and certificates do.
 _FAINTEST, LOUDEST = 1e-120, 1e140
+_SHORT = 64  # terms that are added up in single precision
 
 
 def working_dtype(dtype: Any) -> np.dtype[Any]:
@@ -67,9 +69,17 @@ def column_sums(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
 
 
 def column_squares(x: np.ndarray) -> np.ndarray:
-    """(d,) float64 sums of squared magnitudes of the columns."""
+    """(d,) float64 sums of squares of the columns: a few rows at a time in the block's own dtype, then in float64."""
     if x.dtype.kind == "c":
         return column_squares(x.real) + column_squares(x.imag)
+    parts = (x[start : start + _SHORT] for start in range(0, x.shape[0], _SHORT))
+    return sum((np.einsum("ij,ij->j", p, p).astype(np.float64) for p in parts), np.zeros(x.shape[1]))
+
+
+def wide_squares(x: np.ndarray) -> np.ndarray:
+    """The same where squares of single precision overflow."""
+    if x.dtype.kind == "c":
+        return wide_squares(x.real) + wide_squares(x.imag)
     return np.einsum("ij,ij->j", x, x, dtype=np.float64)
 
 
@@ -133,7 +143,7 @@ def out_of_range(energy: float, x: np.ndarray) -> bool:
             raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
         return False
     limits = np.finfo(x.dtype)
-    return not np.isfinite(energy) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
+    return not energy < float(limits.max) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
 
 
 def check_energy(energy: float) -> None:
@@ -185,7 +195,10 @@ def standardise_columns(
     roots = None if sample_weights is None else np.sqrt(sample_weights)
     if roots is not None:
         x *= roots[:, None].astype(x.dtype)
-    squares = column_squares(x)
+    with np.errstate(over="ignore"):
+        squares = column_squares(x)
+    if not np.isfinite(squares).all():
+        squares = wide_squares(x)
     factor = np.ones(x.shape[1]) if weights is None else weights
     spread = None
     if scale is not None:

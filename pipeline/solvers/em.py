@@ -157,6 +157,7 @@ class EM:
         if first or reason is not None:
             return replace(state, before=state.model, model=after, safe=None, reason=reason)
         assert state.before is not None
+        assert state.model is not None
         far = _extrapolated(state.before, state.model, after)
         return replace(state, before=state.model, model=far, safe=after)
 

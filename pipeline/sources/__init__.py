@@ -3,6 +3,7 @@
 from pipeline.sources.opening import Opened, open_source, unmasked
 from pipeline.sources.operator import Operator
 from pipeline.sources.source import COLUMNS, ROWS, ImplicitSource, Range, Source
+from pipeline.sources.stamp import stamp
 from pipeline.sources.window import Window
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Source",
     "Window",
     "open_source",
+    "stamp",
     "unmasked",
 ]

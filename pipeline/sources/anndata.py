@@ -165,6 +165,9 @@ class StoredSparse:
             nbytes = max(nbytes, _PICKED)
         return joined_cuts(cuts, apart(self._nbytes, self.shape[side], nbytes))
 
+    def unit(self, side: int) -> int:
+        return 1
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         if side == self.major:
             return self._nbytes

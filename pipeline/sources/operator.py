@@ -104,6 +104,9 @@ class Operator:
     def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
         return cuts
 
+    def unit(self, side: int) -> int:
+        return 1
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return 0
 

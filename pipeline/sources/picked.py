@@ -69,6 +69,9 @@ class Picked:
         stored = 2.0 * self.density * self.dtype.itemsize * self.shape[0] * self.shape[1]
         return joined_cuts(cuts, apart(int(stored), self.shape[side], nbytes))
 
+    def unit(self, side: int) -> int:
+        return 1
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self.base.touched(side, np.array([0, self.base.shape[side]]))
 

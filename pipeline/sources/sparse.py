@@ -69,6 +69,9 @@ class Sparse:
     def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
         return joined_cuts(cuts, apart(self._nbytes, self.shape[side], nbytes))
 
+    def unit(self, side: int) -> int:
+        return 1
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self._nbytes
 
@@ -122,6 +125,9 @@ class SparseHollow:
 
     def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
         return cuts
+
+    def unit(self, side: int) -> int:
+        return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return 0
