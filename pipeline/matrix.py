@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.blocks import doubled, working_dtype
+from pipeline.kernels.blocks import check_digits, doubled, working_dtype
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
@@ -158,6 +158,8 @@ class Matrix:
         """Positions [start, stop) of the walked side, as `read` gives them."""
         with self._reading(start, stop):
             block = self.source.read(*self._rectangle(start, stop), out)
+            if self.dtype.kind in "iu" and self.dtype.itemsize == 8:
+                check_digits(block, self.name)
         if out is None:
             block = block.astype(self.work_dtype, copy=False)
         if self.code is not None:

@@ -129,7 +129,9 @@ def prepare(
     for name in names:
         try:
             found: Any = SOLVERS[name](X, settings)
-            fits.append(_fit(X, EM(found) if settings.missing == "em" else found, at_work, limit, scores))
+            if settings.missing == "em":
+                found = EM(found)
+            fits.append(_fit(X, found, at_work, limit, scores))
         except PlanError as error:
             refused.append(error)
     if not fits:
