@@ -143,8 +143,15 @@ def _in_memory(X: Any) -> bool:
         return False
     if isinstance(X, np.ndarray) and X.ndim > 2:
         return False
-    # scikit-learn's own checks refuse complex numbers.
-    return getattr(getattr(X, "dtype", None), "kind", "f") != "c"
+    return not _is_complex(X)  # scikit-learn's own checks refuse complex numbers
+
+
+def _is_complex(X: Any) -> bool:
+    if hasattr(X, "dtypes"):
+        return any(getattr(d, "kind", "O") == "c" for d in np.atleast_1d(np.asarray(X.dtypes, dtype=object)))
+    if isinstance(X, list | tuple):
+        return any(isinstance(v, complex | np.complexfloating) for row in X if np.iterable(row) for v in row)
+    return getattr(getattr(X, "dtype", None), "kind", "f") == "c"
 
 
 def _table(estimator: Any, X: Any, reset: bool) -> Matrix:

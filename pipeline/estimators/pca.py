@@ -45,9 +45,10 @@ class PCA(Components):
         'gram', 'dual_gram', 'randomized', or 'auto': the one that the plan finds cheapest.
     tol : float, optional
         Certified bound on the sine of the largest principal angle; None: the solver's default effort.
-    missing : {'error', 'mean'}
-        What to do with NaN entries, other than features that are NaN in every sample: refuse them, or take the mean of
-        the feature's observed entries for them (one pass more).
+    missing : {'error', 'mean', 'em'}
+        What to do with NaN entries, other than features that are NaN in every sample: refuse them, take the mean of
+        the feature's observed entries for them (one pass more), or fit probabilistic PCA to the entries that there are
+        (Tipping and Bishop 1999). Among integers, -1 is missing too under `scale='genotype'`.
     memory_limit : int or str, optional
         Bytes a worker, or a size such as '2GB'.
     checkpoint : None
