@@ -53,9 +53,10 @@ def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
     """
     cost, tol = solver.cost(X), solver.settings.tol
     state = solver.init(X)
-    passes = None if tol is not None else cost.passes + (solver.settings.missing == "mean")
+    fills = solver.settings.missing != "error"
+    passes = None if tol is not None or solver.settings.missing == "em" else cost.passes + fills
     walks: list[dict[str, Any]] = []
-    if solver.settings.missing == "mean":
+    if fills:
         observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
         walks.append({"pass": 1, **asdict(tally)})
         if not np.isfinite(observed.mean).all():
@@ -88,6 +89,12 @@ def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
             f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
             found,
         )
+    if reason == LIMIT and solver.settings.missing == "em":
+        raise ConvergenceError(
+            f"missing='em' has not converged after {found.passes} passes: ask for fewer components, or leave out "
+            "the features or samples of which little is seen",
+            found,
+        )
     return found
 
 
@@ -115,9 +122,13 @@ def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
     row, feature, number = place
     value = rows.rows(row, row + 1).read(0)[0, feature]
     where = f"{X.samples.describe(row)}; {X.features.describe(feature)}"
+    what, out = "infinity (inf)", "fill them"
+    if np.isnan(value):
+        what = "NaN" if X.code is None else f"a missing call ({X.code:g} or NaN)"
+        out = "pass missing='mean' or 'em', fill them"
     raise InputError(
-        f"{X.name} holds {'NaN' if np.isnan(value) else 'infinity (inf)'} at row {row}, feature {feature} ({where}), "
-        f"the first of {number} such entries: fill them, or leave those samples or features out with select"
+        f"{X.name} holds {what} at row {row}, feature {feature} ({where}), the first of {number} such entries: "
+        f"{out}, or leave those samples or features out with select"
     )
 
 

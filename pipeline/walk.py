@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
 from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
+from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
@@ -105,10 +106,15 @@ def walk(
     PipelineError
         Whatever a block raises.
     """
+    if getattr(fold, "unfilled", False):
+        matrix = replace(matrix, fill=None)
     at_work = crew()
-    # What is sent to a task is in memory as a whole before it starts: one block, then.
-    most = matrix.n_blocks if _ships(matrix) else at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8)
-    runs = _runs(matrix.n_blocks, most)
+    few = summary_bytes > _LARGE_SUMMARY
+    if implicitly(fold, matrix):  # where little is stored, summaries are soon the larger part
+        few = few or 8 * at_work.threads * summary_bytes > matrix.bytes_a_pass
+    # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
+    ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
+    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else 8))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         lengths = keep.lengths(runs, matrix.block_height * matrix.shape[1 - matrix.side] * fold.dtype.itemsize)
@@ -137,13 +143,13 @@ def summarise(
 
     Where the run is `fresh` its reading is part of this walk, and the half of what there is to tell has been told.
     """
-    say, held = _voice(token), None
+    say, held, implicit = _voice(token), None, implicitly(fold, matrix)
     scratch: dict[str, np.ndarray] = {}
     kept = run.blocks if run else ()
     reading, computing, done = run.seconds if run and fresh else 0.0, 0.0, 0
     for at, x, seconds in chain(kept, _blocks(fold, matrix, cuts, inputs, first=kept[0].x if kept else None)):
         started = time.perf_counter()
-        held = fold.block(x, at, held, scratch)
+        held = implicit_block(fold, x, at, held) if implicit else fold.block(x, at, held, scratch)
         computing += time.perf_counter() - started
         reading += seconds
         done += 1
@@ -167,6 +173,9 @@ def _blocks(
     """The blocks between the cuts, made ready: in one buffer that is used again and again, or each in its own."""
     if inputs is not None:
         matrix = replace(matrix, source=matrix.source.given(matrix.side, int(cuts[0]), inputs))
+    if implicitly(fold, matrix):
+        yield from _implicit_blocks(fold, matrix, cuts)
+        return
     across = matrix.shape[1 - matrix.side]
     buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype) if reuse and len(cuts) > 1 else None
     for a, b in pairwise(cuts.tolist()):
@@ -178,6 +187,22 @@ def _blocks(
         x = ready(fold, x, (a, b), first)
         first = x if first is None else first
         yield Block((a, b), x, time.perf_counter() - started)
+
+
+def _implicit_blocks(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray) -> Iterator[Block]:
+    """The same for blocks that are never made dense: several are read together, as little is stored of each."""
+    joined = cuts if isinstance(fold, Skipping) or len(cuts) < 2 else matrix.together(cuts)
+    for a, b in pairwise(joined.tolist()):
+        if isinstance(fold, Skipping) and fold.skips((a, b)):
+            continue
+        started = time.perf_counter()
+        x = matrix.read_implicit(a, b)
+        yield Block((a, b), x, time.perf_counter() - started)
+
+
+def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
+    """Whether blocks are not made dense: neither does the matrix store them so, nor the fold ask for it."""
+    return matrix.source.implicit and takes_implicit(fold)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
