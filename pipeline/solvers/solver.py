@@ -70,8 +70,12 @@ class Solver(Protocol[St]):
     `St` is the state between steps: a small dataclass of arrays.
     """
 
-    name: ClassVar[str]
     exact: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """What it is called in the registry."""
+        ...
 
     @property
     def settings(self) -> Settings:
