@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import chi2
 
-__all__ = ["norm_from_probes", "sine_bounds", "upper_bounds"]
+__all__ = ["norm_from_probes", "nystrom_bounds", "sine_bounds", "upper_bounds"]
 
 
 def sine_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, rounding: float, k: int) -> np.ndarray:
@@ -59,6 +59,50 @@ def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int
     for j in range(k - 1, 0, -1):  # one Ritz pair more joins the rest
         bounds[j - 1] = _pair(theta[j], bounds[j], sizes[j]) if np.isfinite(bounds[j]) else theta[j]
     return bounds
+
+
+def nystrom_bounds(
+    values: np.ndarray, tilt: np.ndarray, left: float, rounding: float, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of the residuals, and sine bounds as in `sine_bounds`, of the eigenvectors u of a Nystrom approximation.
+
+    C less its approximation from a basis K is E, positive semidefinite with E K = 0, so that C u = value u + E u, and
+    ||E u|| <= ||E|| g for g the norm of the part of u outside K. C restricted to the complement of u_1 … u_j is at most
+    the approximation there plus ||E|| (I - K K^T): a Schur complement bounds its largest eigenvalue, as for Ritz pairs.
+
+    Parameters
+    ----------
+    values : (q,) array
+        Eigenvalues of the approximation, largest first.
+    tilt : (q, q) array
+        sqrt(value_i value_j) times the inner products of the parts of u_i and u_j outside K.
+    left : float
+        Bound on ||E||.
+    rounding : float
+        Bound on the error of C as it was computed.
+    k : int
+        Number of leading vectors.
+
+    Returns
+    -------
+    sizes, sines : (k,) arrays
+
+    Examples
+    --------
+    >>> sizes, sines = nystrom_bounds(np.array([4.0, 1.0]), np.diag([0.04, 0.0]), 0.5, 0.0, 1)
+    >>> sizes.round(3), sines.round(4)
+    (array([0.05]), array([0.0167]))
+    """
+    outside = np.sqrt(np.maximum(np.diag(tilt)[:k], 0.0) / np.maximum(values[:k], np.finfo(float).tiny))
+    sizes = left * np.minimum(outside, 1.0)
+    rest = np.empty(k)
+    rest[k - 1] = _largest(values[k:], left * tilt[k:, k:], left)
+    for j in range(k - 1, 0, -1):  # one vector more joins the rest
+        rest[j - 1] = _pair(values[j] + sizes[j] * outside[j], rest[j], sizes[j])
+    whole = np.sqrt(np.cumsum(sizes**2)) + rounding
+    room = values[:k] - rest - 2 * rounding
+    sines = np.divide(whole, room, out=np.ones(k), where=room > whole)
+    return sizes + rounding, np.minimum(sines, 1.0)
 
 
 def _pair(a: float, b: float, f: float) -> float:

@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.kernels.linalg import orthonormal
 from pipeline.matrix import Matrix
-from pipeline.solvers.iteration import Basis, Iteration, IterationState, Ritz
+from pipeline.solvers.extraction import Ritz
+from pipeline.solvers.iteration import Basis, Iteration, IterationState
 
 __all__ = ["Randomized"]
 
@@ -29,7 +30,8 @@ class Randomized(Iteration):
         """Ten, or the two that are exact where a block holds every direction."""
         return 2 if self.width(X) == min(X.shape) else 10
 
-    def advance(self, state: IterationState, ritz: Ritz, image: np.ndarray, most: int) -> Basis:
+    def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
+        assert ritz is not None
         # No shift in the first pass: its block is random, also at features that have no values.
         shift = max(float(ritz.theta[-1]), 0.0) / 2 if state.passes > 1 else 0.0
         return replace(state.basis, block=orthonormal(ritz.images - shift * ritz.vectors))
