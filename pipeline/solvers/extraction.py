@@ -106,8 +106,10 @@ def nystrom(products: Products, k: int, outside: float, rounding: float) -> Lead
         return None
     vectors = np.linalg.qr(factor @ turn[:, :k])[0]
     back = scipy.linalg.solve_triangular(root, turn, check_finite=False)
-    tilt = products.leak @ back  # the part outside K of each vector times the root of its value
-    tilt = (tilt.conj().T @ tilt).real
+    # Inner products of the parts outside K, each times the root of its value; what rounds off there is added.
+    parts = products.leak.conj().T @ products.leak
+    tilt = (back.conj().T @ parts @ back).real
+    tilt += np.diag(len(tilt) * np.finfo(np.float64).eps * np.linalg.norm(parts) * np.sum(np.abs(back) ** 2, axis=0))
     norm = max(outside, 0.0) + shift + 2 * rounding
     sizes, sines = nystrom_bounds(squares, tilt, norm, 2 * rounding, k)
     return Leading(squares[:k] - shift, vectors, sizes, sines)

@@ -254,31 +254,30 @@ class Iteration:
         if theta.size < most:
             state = self._probed(state, whole, applied.product[:, l:])
             outside = self._outside(state, applied.energy, theta)
-        answer, ritz = extraction.rayleigh_ritz(
-            products, theta, turn, k, min(theta.size, max(l, k + 16)), outside, rounding
-        )
-        better = None
-        if self.squared(X) and theta.size < most:
-            better = extraction.nystrom(products, k, outside, rounding)
-        # Where both agree, the norms of the score columns are known exactly for the Ritz vectors only.
-        if better is not None and np.any(better.values > answer.values * (1 + _AGREE)):
-            answer = better
+        last = self.settings.tol is None and state.passes >= self.passes(X)
+        if last and self.squared(X) and theta.size < most:
+            answer = extraction.nystrom(products, k, outside, rounding)
+            # Where both agree, the norms of the score columns are known exactly for the Ritz vectors only.
+            if answer is not None and np.any(answer.values > theta[:k] * (1 + _AGREE)):
+                return self._answered(X, state, answer, theta)
+        width = k if last else min(theta.size, max(l, k + 16))
+        answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
+        state = replace(self._answered(X, state, answer, theta), ritz=ritz, rounding=rounding)
+        if last:
+            return state
         return replace(
-            self._answered(X, state, answer, ritz),
+            state,
             basis=self.advance(state, grown, ritz, most),
-            ritz=ritz,
-            rounding=rounding,
             history=(*state.history, float(np.linalg.norm(ritz.leak[:, :k]))),
         )
 
-    def _answered(self, X: Matrix, state: IterationState, answer: Leading, ritz: Ritz) -> IterationState:
-        theta, sines = answer.values, answer.sines
-        largest = float(ritz.theta[0])
+    def _answered(self, X: Matrix, state: IterationState, answer: Leading, theta: np.ndarray) -> IterationState:
+        sines, largest = answer.sines, float(theta[0])
         if self.side == COLUMNS:
-            sines = right_sines(sines, theta, largest, X.shape[0], state.dtype)
+            sines = right_sines(sines, answer.values, largest, X.shape[0], state.dtype)
         floor = max(np.finfo(float).eps * largest, np.finfo(float).tiny)
-        residual = answer.sizes / np.maximum(theta, floor)
-        return replace(state, left=answer.vectors, squares=theta, residual=residual, sines=sines)
+        residual = answer.sizes / np.maximum(answer.values, floor)
+        return replace(state, left=answer.vectors, squares=answer.values, residual=residual, sines=sines)
 
     def _widened(self, state: IterationState, images: np.ndarray, more: int) -> IterationState:
         """A wider block, where more components are wanted than the basis can hold."""
@@ -313,10 +312,11 @@ class Iteration:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""
         tol, ritz = self.settings.tol, state.ritz
         exhausted = state.passes >= self.settings.max_passes
+        if tol is None:
+            enough = state.passes >= self.passes(X) and state.squares is not None
+            return replace(state, reason=COMPLETE) if enough else state
         if ritz is None or state.sines is None:
             return replace(state, reason=LIMIT) if exhausted and state.squares is not None else state
-        if tol is None:
-            return replace(state, reason=COMPLETE) if state.passes >= self.passes(X) else state
         if state.sines[-1] <= tol:
             return replace(state, reason=CONVERGED)
         if exhausted:
