@@ -71,7 +71,9 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         state = solver.step(X, state, summary)
     found = solver.result(X, state)
     found = replace(
-        found, passes=len(walks), provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks)}
+        found,
+        passes=len(walks),
+        provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks), **found.provenance},
     )
     if tol is not None and np.sin(found.angle_bound) > tol:
         raise ConvergenceError(

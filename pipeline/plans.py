@@ -111,7 +111,7 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     settings.rank.most(*X.shape)
     at_work = crew()
     limit = _limit(memory_limit, at_work)
-    names = list(SOLVERS) if solver == "auto" else [solver]
+    names = [name for name in SOLVERS if name != "single_pass"] if solver == "auto" else [solver]
     fits, refused = [], []
     for name in names:
         try:

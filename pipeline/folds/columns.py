@@ -69,6 +69,13 @@ class ColumnProduct:
         mean, _, squares = self.standard.apply(x, at)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
             product = x @ (x.T if self.thin is None else x.T @ self.thin.astype(self.dtype))
+        return self.summed(x, product, mean, squares, held)
+
+    def summed(
+        self, x: np.ndarray, product: np.ndarray, mean: np.ndarray, squares: np.ndarray, held: Dual | None
+    ) -> Dual:
+        """What is held with the product of one block more: `x` (n, c), its means (c,) and sums of squares (c,)."""
+        with np.errstate(over="ignore", invalid="ignore"):
             energy = float(np.vdot(x, x))
         if out_of_range(energy, x):
             product = product_in_float64(x.T, self.thin)

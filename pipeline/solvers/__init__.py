@@ -10,6 +10,7 @@ from pipeline.solvers.dual_gram import DualGram
 from pipeline.solvers.gram import Gram
 from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.randomized import Randomized
+from pipeline.solvers.single_pass import SinglePass
 from pipeline.solvers.solver import Settings, Solver
 
 __all__ = ["SOLVERS", "Settings", "Solver"]
@@ -27,5 +28,6 @@ SOLVERS: dict[str, Callable[[Matrix, Settings], Solver[Any]]] = {
     "dual_gram": lambda X, settings: DualGram(settings),
     "krylov": lambda X, settings: Krylov(settings, _longer_side(X)),
     "randomized": lambda X, settings: Randomized(settings, _longer_side(X)),
+    "single_pass": lambda X, settings: SinglePass(settings, _longer_side(X)),
 }
 """Name to maker: what `solver=` takes beside 'auto'."""

@@ -5,15 +5,19 @@ K is an orthonormal basis (m, q) and W = C K its images under a positive semidef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
 
-from pipeline.kernels.certificate import nystrom_bounds, sine_bounds
+from pipeline.kernels.certificate import nystrom_bounds, sine_bounds, sines_of
 from pipeline.kernels.linalg import eigh_descending
 
 __all__ = ["Leading", "Products", "Ritz", "nystrom", "rayleigh_ritz"]
+
+Choice = Callable[[np.ndarray], int]
+_TINY = 1e-280
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ def rayleigh_ritz(
     return Leading(theta[:k], ritz.vectors[:, :k], sizes, sines), ritz
 
 
-def nystrom(products: Products, k: int, outside: float, rounding: float) -> Leading | None:
-    """Eigenpairs of W (K^H W)^-1 W^H: worth half a pass more than Rayleigh-Ritz; None where arithmetic forbids it.
+def nystrom(products: Products, choose: Choice, energy: float, outside: float, rounding: float) -> Leading:
+    """Eigenpairs of W (K^H W)^-1 W^H: worth half a pass more than Rayleigh-Ritz.
 
     With a shift nu, W' = W + nu K and K^H W' = R^H R, they are the left singular vectors of W' R^-1 and its squared
     singular values less nu (Tropp, Yurtsever, Udell and Cevher 2017, algorithm 3). What is left of C + nu,
@@ -89,27 +93,29 @@ def nystrom(products: Products, k: int, outside: float, rounding: float) -> Lead
     Parameters
     ----------
     products : Products
-    k : int
+    choose : function
+        From all eigenvalues (q,) to the number that is wanted.
+    energy : float
+        Trace of C.
     outside, rounding : float
         As for `rayleigh_ritz`.
     """
     size = float(np.linalg.norm(products.inner, 2))
-    shift = max(np.finfo(np.float64).eps * size * np.sqrt(products.basis.shape[0]), 2 * rounding)
-    try:
-        root = scipy.linalg.cholesky(products.inner + shift * np.eye(len(products.inner)), check_finite=False)
-    except np.linalg.LinAlgError:
-        return None
+    shift = max(np.finfo(np.float64).eps * size * np.sqrt(products.basis.shape[0]), 2 * rounding, _TINY)
+    root = scipy.linalg.cholesky(products.inner + shift * np.eye(len(products.inner)), check_finite=False)
     shifted = products.images + shift * products.basis
     factor = scipy.linalg.solve_triangular(root, shifted.T, trans="T", check_finite=False).T
     squares, turn = eigh_descending(factor.conj().T @ factor)
-    if not squares[k - 1] > max(2 * shift, 1e-8 * float(squares[0])):  # too faint: squaring has lost its digits
-        return None
+    k = choose(np.maximum(squares - shift, 0.0))
     vectors = np.linalg.qr(factor @ turn[:, :k])[0]
     back = scipy.linalg.solve_triangular(root, turn, check_finite=False)
     # Inner products of the parts outside K, each times the root of its value; what rounds off there is added.
     parts = products.leak.conj().T @ products.leak
     tilt = (back.conj().T @ parts @ back).real
     tilt += np.diag(len(tilt) * np.finfo(np.float64).eps * np.linalg.norm(parts) * np.sum(np.abs(back) ** 2, axis=0))
-    norm = max(outside, 0.0) + shift + 2 * rounding
-    sizes, sines = nystrom_bounds(squares, tilt, norm, 2 * rounding, k)
-    return Leading(squares[:k] - shift, vectors, sizes, sines)
+    q = len(squares)
+    trace = max(energy + q * shift - float(squares.sum()), 0.0) + 1e-14 * energy + 2 * q * rounding
+    left = min(max(outside, 0.0) + 2 * rounding, trace) + shift
+    away, rest = nystrom_bounds(np.maximum(squares, 0.0), tilt, left, k)
+    sines = sines_of(left * away, squares[:k], rest, 2 * rounding + shift)
+    return Leading(np.maximum(squares[:k] - shift, 0.0), vectors, left * away + 2 * rounding + shift, sines)

@@ -29,7 +29,7 @@ from pipeline.subspace import Subspace
 __all__ = ["Basis", "Iteration", "IterationState", "Ritz"]
 
 _PROBES = 8
-_AGREE = 1e-9
+_AGREE, _FAINT = 1e-9, 1e-8
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,9 @@ class Iteration:
         return state.reason
 
     def result(self, X: Matrix, state: IterationState) -> Subspace:
-        if self.side == COLUMNS:
-            return factored(X, state, self.settings)
+        return factored(X, state, self.settings) if self.side == COLUMNS else self._answer(X, state)
+
+    def _answer(self, X: Matrix, state: IterationState) -> Subspace:
         assert state.left is not None
         assert state.squares is not None
         assert state.mean is not None
@@ -251,14 +252,15 @@ class Iteration:
             state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
         outside = -np.inf if theta.size >= whole.shape[0] else 0.0
-        if theta.size < most:
+        if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
             state = self._probed(state, whole, applied.product[:, l:])
             outside = self._outside(state, applied.energy, theta)
         last = self.settings.tol is None and state.passes >= self.passes(X)
         if last and self.squared(X) and theta.size < most:
-            answer = extraction.nystrom(products, k, outside, rounding)
-            # Where both agree, the norms of the score columns are known exactly for the Ritz vectors only.
-            if answer is not None and np.any(answer.values > theta[:k] * (1 + _AGREE)):
+            answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
+            # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
+            clear = answer.values[-1] > max(_FAINT * float(theta[0]), 2 * rounding)
+            if clear and np.any(answer.values > theta[:k] * (1 + _AGREE)):
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
         answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
