@@ -10,9 +10,11 @@ import numpy as np
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.folds import Defects, RowMeans
 from pipeline.matrix import Matrix
+from pipeline.pour import pour
 from pipeline.solvers import Solver
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
 from pipeline.sources import ROWS
+from pipeline.sources.stream import Stream
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
@@ -61,9 +63,12 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         fold = solver.fold(X, state)
         matrix = X if fold.side == X.side else X.T
         try:
-            summary, tally = walk(
-                matrix, fold, summary_bytes=cost.summary_bytes, pass_number=len(walks) + 1, passes=passes
-            )
+            if isinstance(X.source, Stream):
+                summary, tally = pour(matrix, fold)
+            else:
+                summary, tally = walk(
+                    matrix, fold, summary_bytes=cost.summary_bytes, pass_number=len(walks) + 1, passes=passes
+                )
         except NonfiniteError as error:
             check_entries(X)
             raise InputError(f"{X.name}: {error}") from error

@@ -11,7 +11,7 @@ from dask.utils import format_bytes, parse_bytes
 
 from pipeline.errors import InputError, PlanError
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.solvers import SOLVERS, Settings, Solver
+from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.walk import Crew, crew
@@ -106,12 +106,10 @@ def plan(X: Any, model: Any) -> Plan:
 
 def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None) -> Prepared:
     """Choose a solver and the height of the blocks; raises as `plan` does."""
-    if solver != "auto" and solver not in SOLVERS:
-        raise InputError(f"solver={solver!r}: choose 'auto' or one of {', '.join(map(repr, SOLVERS))}")
     settings.rank.most(*X.shape)
     at_work = crew()
     limit = _limit(memory_limit, at_work)
-    names = [name for name in SOLVERS if name != "single_pass"] if solver == "auto" else [solver]
+    names = candidates(X, settings, solver)
     fits, refused = [], []
     for name in names:
         try:
@@ -142,6 +140,7 @@ def _why(name: str, X: Matrix) -> str:
         "dual_gram": f"{n} samples make a {n} x {n} matrix of inner products, exact in two passes",
         "krylov": "both sides are long, and it takes the fewest passes",
         "randomized": "both sides are long, and a Krylov basis would not fit in memory",
+        "single_pass": "it can be read only once",
     }[name]
 
 

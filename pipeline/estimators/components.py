@@ -58,8 +58,9 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Parameters
         ----------
-        X : Matrix or anything that `open_matrix` opens
-            n samples by d features.
+        X : Matrix or anything that `open_matrix` opens, or an iterator of row blocks (m, d)
+            n samples by d features. An iterator is read once, so that only the solvers of one pass serve: 'gram' and
+            'single_pass'.
         y : ignored
 
         Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from os import PathLike
@@ -18,7 +18,7 @@ from zarr.abc.store import Store
 
 from pipeline.errors import InputError
 from pipeline.labels import Coord, Labels
-from pipeline.matrix import Matrix, open_matrix
+from pipeline.matrix import Matrix, open_matrix, open_stream
 from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
 from pipeline.sources import unmasked
 from pipeline.subspace import Subspace
@@ -28,9 +28,12 @@ __all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_fr
 
 def open_for_fit(estimator: Any, X: Any) -> Matrix:
     """The Matrix of the training data; sets `n_features_in_` and `feature_names_in_` as scikit-learn does."""
-    if _in_memory(X):
+    if isinstance(X, Iterator):
+        matrix = open_stream(X)
+    elif _in_memory(X):
         return _table(estimator, X, reset=True)
-    matrix = open_matrix(X)
+    else:
+        matrix = open_matrix(X)
     estimator.n_features_in_ = matrix.shape[1]
     if hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
@@ -125,6 +128,8 @@ def _in_memory(X: Any) -> bool:
 
 def _table(estimator: Any, X: Any, reset: bool) -> Matrix:
     """The Matrix of what scikit-learn takes; the columns of a DataFrame name the features."""
+    if isinstance(X, Iterator):
+        raise InputError("a stream of blocks can be read only by fit, and once: give one block after the other here")
     try:
         checked = validate_data(
             estimator,
