@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from os import PathLike
@@ -11,16 +12,25 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
+from zarr.abc.store import Store
 
 from pipeline.driver import check_entries, solve
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.estimators.containers import (
+    apply_rows,
+    check_features,
+    column_names,
+    matrix_like,
+    open_for_fit,
+    rows_from_scores,
+)
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
+from pipeline.store import load
 from pipeline.subspace import Subspace
 
 __all__ = ["Components", "seed_of"]
@@ -53,7 +63,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         estimator._keep(subspace)
         return estimator
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, start: Any = None) -> Self:
         """Find the components of X.
 
         Parameters
@@ -62,18 +72,25 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             n samples by d features. An iterator is read once, so that only the solvers of one pass serve: 'gram' and
             'single_pass'.
         y : ignored
+        start : Subspace, fitted model or the path of a store, optional
+            An answer to begin with, such as that of the same data before it changed a little: an iterative solver then
+            takes one or two passes. The exact solvers have no use for it.
 
         Raises
         ------
         InputError, StoreError
-            When the data cannot be used.
+            When the data, or the start, cannot be used.
         PlanError
             When it does not fit in memory.
         ConvergenceError
             When `tol` cannot be met.
         """
         settings = self.settings()
+        begin = None if start is None else start_of(start)
         matrix = open_for_fit(self, X)
+        if begin is not None:
+            check_features(self, matrix, begin)
+            settings = replace(settings, start=begin)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
@@ -87,6 +104,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             )
         ready = prepare(matrix, settings, self.solver, self.memory_limit)
         subspace = solve(ready.matrix, ready.solver)
+        if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
+            raise InputError(f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance")
         self.plan_ = ready.plan
         self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
 
@@ -182,6 +201,17 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _html_repr(self) -> str:  # what notebooks show of a fitted model, beside its parameters
         fitted = self.subspace_._repr_html_() if hasattr(self, "subspace_") else ""
         return str(super()._html_repr()) + fitted
+
+
+def start_of(start: Any) -> Subspace:
+    """The Subspace of a start: itself, that of a fitted model, or what a store holds; raises InputError, StoreError."""
+    if isinstance(start, Components):
+        return start.subspace
+    if isinstance(start, str | PathLike | Store):
+        return load(start)
+    if not isinstance(start, Subspace):
+        raise InputError(f"start is a {type(start).__name__}: give a Subspace, a fitted model or the path of a store")
+    return start
 
 
 def seed_of(random_state: Any) -> int:

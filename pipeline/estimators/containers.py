@@ -23,7 +23,7 @@ from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
 from pipeline.sources import unmasked
 from pipeline.subspace import Subspace
 
-__all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
+__all__ = ["apply_rows", "check_features", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
 
 
 def open_for_fit(estimator: Any, X: Any) -> Matrix:
@@ -49,9 +49,14 @@ def matrix_like(estimator: Any, X: Any, subspace: Subspace) -> Matrix:
         matrix = _table(estimator, X, reset=False)
     else:
         matrix = X if isinstance(X, Matrix) else _opened(_ordered(X, subspace), subspace)
+    check_features(estimator, matrix, subspace)
+    return matrix
+
+
+def check_features(estimator: Any, matrix: Matrix, subspace: Subspace) -> None:
+    """Raise InputError when the features of a matrix are not those of a subspace, in number, name or place."""
     _check_width(matrix.shape[1], subspace, estimator)
     _check_places(matrix, subspace.features)
-    return matrix
 
 
 def apply_rows(estimator: Any, X: Any, subspace: Subspace, function: RowFunction) -> Any:

@@ -19,21 +19,24 @@ from pipeline.sources.stream import Stream
 __all__ = ["SOLVERS", "Settings", "Solver", "candidates"]
 
 
-def _longer_side(X: Matrix) -> int:
-    """The side whose walk reads less; with equal reading the longer one, as the other is what is broadcast."""
+def _side(X: Matrix, settings: Settings) -> int:
+    """The side whose walk reads less; with equal reading the longer one, as the other is what is broadcast.
+
+    A start has vectors of the features, which a walk along the rows can begin with.
+    """
     if isinstance(X.source, Stream):
         return ROWS
     rows, columns = X.bytes_a_pass, X.T.bytes_a_pass
-    longer = 0 if X.shape[0] >= X.shape[1] else 1
+    longer = 0 if X.shape[0] >= X.shape[1] or settings.start is not None else 1
     return longer if (rows, columns)[longer] <= 1.5 * (rows, columns)[1 - longer] else 1 - longer
 
 
 SOLVERS: dict[str, Callable[[Matrix, Settings], Solver[Any]]] = {
     "gram": lambda X, settings: Gram(settings),
     "dual_gram": lambda X, settings: DualGram(settings),
-    "krylov": lambda X, settings: Krylov(settings, _longer_side(X)),
-    "randomized": lambda X, settings: Randomized(settings, _longer_side(X)),
-    "single_pass": lambda X, settings: SinglePass(settings, _longer_side(X)),
+    "krylov": lambda X, settings: Krylov(settings, _side(X, settings)),
+    "randomized": lambda X, settings: Randomized(settings, _side(X, settings)),
+    "single_pass": lambda X, settings: SinglePass(settings, _side(X, settings)),
 }
 """Name to maker: what `solver=` takes beside 'auto'."""
 

@@ -28,7 +28,8 @@ from pipeline.subspace import Subspace
 
 __all__ = ["Basis", "Iteration", "IterationState", "Ritz"]
 
-_PROBES = 8
+_PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
+_WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
 
 
@@ -121,6 +122,10 @@ class Iteration:
         """Passes without a tol."""
         raise NotImplementedError
 
+    def effort(self, X: Matrix) -> int:
+        """Passes without a tol, from where it starts."""
+        return self.passes(X) if self.settings.start is None or self.side == COLUMNS else min(_WARM, self.passes(X))
+
     def due(self, X: Matrix, state: IterationState) -> bool:
         """Whether an answer is to be drawn from the products of this pass."""
         return True
@@ -128,6 +133,11 @@ class Iteration:
     def squared(self, X: Matrix) -> bool:
         """Whether the answer is to be drawn by Nystrom extraction, where that is better."""
         return False
+
+    @property
+    def n_probes(self) -> int:
+        """Columns that bound what lies outside the basis."""
+        return _PROBES if self.settings.start is None else _WARM_PROBES
 
     def width(self, X: Matrix) -> int:
         """Columns of a block: more than asked for, since the extra ones cost little beside the reading."""
@@ -138,18 +148,23 @@ class Iteration:
 
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
-        l, m = self.width(X) + _PROBES, X.shape[1 - self.side]
+        l, m = self.width(X) + self.n_probes, X.shape[1 - self.side]
         long = 0 if self.side == ROWS else 8 * 3 * d * l
-        passes = self.passes(X) + (self.side == COLUMNS)
+        passes = self.effort(X) + (self.side == COLUMNS)
         held = 8 * self.blocks_held * m * l
         return Cost(passes, self.side, 8 * m * l, X.work_dtype.itemsize * m * l, held + long, 4.0 * n * d * l)
 
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
-        rng, m = np.random.default_rng(self.settings.seed), X.shape[1 - self.side]
-        none = np.zeros((m, 0))
-        basis = Basis(none, none, orthonormal(rng.standard_normal((m, self.width(X)))))
-        return IterationState(0, X.work_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
+        rng, m, start = np.random.default_rng(self.settings.seed), X.shape[1 - self.side], self.settings.start
+        none, block = np.zeros((m, 0)), rng.standard_normal((m, self.width(X)))
+        warm = start is not None and self.side == ROWS
+        if warm:
+            lead = start.basis[: block.shape[1]].T
+            block[:, : lead.shape[1]] = lead
+        state = IterationState(0, X.work_dtype, Basis(none, none, orthonormal(block)), none, np.zeros((0, 0)), 0.0, 0)
+        # The probes of a warm start see its first pass: it may be the last.
+        return replace(self._probed(state, none, none), scale=start.scale) if warm else state
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
@@ -171,6 +186,8 @@ class Iteration:
         else:
             applied = self._columns(X, summary)
         state = replace(state, passes=state.passes + 1, n=applied.n, spread=applied.spread, loud=applied.loud)
+        if first and state.mean is not None and np.isnan(state.mean).any():
+            state, applied = _on_features(state, applied)
         if first and self.side == ROWS and self.settings.scale is not None:
             # The spread became known in this pass: its product is of other units than its basis, and still a start.
             return replace(state, basis=replace(state.basis, block=orthonormal(applied.product[:, : self.width(X)])))
@@ -255,7 +272,7 @@ class Iteration:
         if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
             state = self._probed(state, whole, applied.product[:, l:])
             outside = self._outside(state, applied.energy, theta)
-        last = self.settings.tol is None and state.passes >= self.passes(X)
+        last = self.settings.tol is None and state.passes >= self.effort(X)
         if last and self.squared(X) and theta.size < most:
             answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
             # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
@@ -295,7 +312,7 @@ class Iteration:
         """The probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
         if state.probes.shape[1] == 0:  # only now: a random basis, that of the first pass, would hide a part
             rng = np.random.default_rng([self.settings.seed, 1, state.passes])
-            probes, size = np.linalg.qr(rng.standard_normal((whole.shape[0], _PROBES)))
+            probes, size = np.linalg.qr(rng.standard_normal((whole.shape[0], min(self.n_probes, whole.shape[0]))))
             return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0)
         probes, size = np.linalg.qr(image - whole @ (whole.T @ image))
         size, powers = size @ state.probe_size, state.probe_powers + 1
@@ -308,14 +325,14 @@ class Iteration:
         left = max(energy - float(theta.sum()), 0.0) + 1e-14 * energy
         if state.probe_powers == 0:
             return left
-        return min(left, norm_from_probes(state.probe_log, _PROBES, state.probe_powers))
+        return min(left, norm_from_probes(state.probe_log, state.probes.shape[1], state.probe_powers))
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""
         tol, ritz = self.settings.tol, state.ritz
         exhausted = state.passes >= self.settings.max_passes
         if tol is None:
-            enough = state.passes >= self.passes(X) and state.squares is not None
+            enough = state.passes >= self.effort(X) and state.squares is not None
             return replace(state, reason=COMPLETE) if enough else state
         if ritz is None or state.sines is None:
             return replace(state, reason=LIMIT) if exhausted and state.squares is not None else state
@@ -342,6 +359,17 @@ class Iteration:
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
         basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
         return replace(state, dtype=np.dtype(np.float64), history=(), basis=basis)
+
+
+def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationState, _Applied]:
+    """A first block without what it has, random as it is, at features that turned out to have no values."""
+    assert state.mean is not None
+    l = state.basis.block.shape[1]
+    left, sizes, right = np.linalg.svd(state.basis.block * np.isfinite(state.mean)[:, None], full_matrices=False)
+    kept = sizes > 1e-8
+    image = applied.product[:, :l] @ (right[kept].T / sizes[kept])
+    state = replace(state, basis=replace(state.basis, block=left[:, kept]))
+    return state, replace(applied, product=np.hstack([image, applied.product[:, l:]]))
 
 
 def _factor(X: Matrix, state: IterationState) -> np.ndarray:

@@ -40,7 +40,7 @@ class Krylov(Iteration):
         return min(4 if self.squared(X) else 5, 1 - (-min(X.shape) // self.width(X)))
 
     def due(self, X: Matrix, state: IterationState) -> bool:
-        return self.settings.tol is not None or self.settings.rank.open or state.passes >= self.passes(X)
+        return self.settings.tol is not None or self.settings.rank.open or state.passes >= self.effort(X)
 
     def squared(self, X: Matrix) -> bool:
         return self.settings.tol is None and self.side == ROWS and X.nbytes > _DEAR
@@ -48,8 +48,6 @@ class Krylov(Iteration):
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         l = state.basis.block.shape[1]
         known, images, image = basis.known, basis.images, basis.block
-        if state.passes == 1 and self.side == ROWS and state.mean is not None and np.isnan(state.mean).any():
-            known, images = known[:, :0], images[:, :0]  # the random block lives also where there are no values
         if ritz is not None and known.shape[1] + l > _BLOCKS * l:
             known, images, image = ritz.vectors[:, :l], ritz.images[:, :l], ritz.leak[:, :l]
         width = max(min(l, most - known.shape[1]), 0)

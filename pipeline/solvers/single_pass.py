@@ -68,6 +68,9 @@ class SinglePass(Iteration):
         flops = 4.0 * n * d * l + 2.0 * n * d * _SIGNED
         return Cost(1, self.side, 8 * sketches, X.work_dtype.itemsize * m * l, 8 * held, flops)
 
+    def effort(self, X: Matrix) -> int:
+        return 1
+
     def init(self, X: Matrix) -> SketchState:
         if self.settings.scale is not None and self.side == ROWS:
             raise InputError(
@@ -76,7 +79,7 @@ class SinglePass(Iteration):
             )
         if self.settings.missing == "mean":
             raise InputError("missing='mean' takes a pass of its own for the means, and single_pass has only one")
-        state = super().init(X)
+        state = Iteration.init(replace(self, settings=replace(self.settings, start=None)), X)
         return SketchState(**{name: getattr(state, name) for name in IterationState.__dataclass_fields__})
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
@@ -186,5 +189,5 @@ class SinglePass(Iteration):
 
 def _estimated(state: IterationState, whole: np.ndarray, rest: np.ndarray) -> IterationState:
     """With the Frobenius norms of the matrix and of what is left of it, estimated from their sketches (q, m)."""
-    norm, error = (float(np.linalg.norm(part)) / np.sqrt(len(part)) for part in (whole, rest))
+    norm, error = (float(np.linalg.norm(part) / np.sqrt(len(part))) for part in (whole, rest))
     return replace(state, norm=norm, error=error)
