@@ -199,7 +199,10 @@ class Iteration:
         return state.reason
 
     def result(self, X: Matrix, state: IterationState) -> Subspace:
-        return factored(X, state, self.settings) if self.side == COLUMNS else self._answer(X, state)
+        if self.side == ROWS:
+            return self._answer(X, state)
+        assert state.ritz is not None
+        return factored(X, state, self.settings, np.linalg.norm(state.ritz.images[:, : state.rank], axis=0))
 
     def _answer(self, X: Matrix, state: IterationState) -> Subspace:
         assert state.left is not None

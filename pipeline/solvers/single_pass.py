@@ -32,6 +32,7 @@ from pipeline.subspace import Subspace
 __all__ = ["SinglePass"]
 
 _SIGNED = 16  # rows of the error sketch
+_ALL = 512
 _LEAST = 128  # columns of the sketch: extra ones are all that a single pass has in the place of iterations
 
 
@@ -55,8 +56,10 @@ class SinglePass(Iteration):
         return 1
 
     def width(self, X: Matrix) -> int:
-        """Columns of the sketch: four times what is wanted."""
+        """Columns of the sketch: four times what is wanted; all that there are, and exact, where they are few."""
         rank, short = self.settings.rank, min(X.shape)
+        if short <= _ALL:
+            return short
         k = rank.most(*X.shape) if not rank.open else min(2 * _LEAST, short)
         return min(short, max(4 * k, _LEAST) if not rank.open else 2 * _LEAST)
 
