@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import speed
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.folds import Defects, RowMeans
 from pipeline.matrix import Matrix
@@ -72,6 +73,7 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         except NonfiniteError as error:
             check_entries(X)
             raise InputError(f"{X.name}: {error}") from error
+        speed.observe(X, tally)
         walks.append({"pass": len(walks) + 1, **asdict(tally)})
         state = solver.step(X, state, summary)
     found = solver.result(X, state)

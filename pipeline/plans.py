@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from dask.utils import format_bytes, parse_bytes
 
+from pipeline import speed
 from pipeline.errors import InputError, PlanError
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
+from pipeline.sources.stream import Stream
 from pipeline.walk import Crew, crew
 
 __all__ = ["Plan", "Prepared", "plan", "prepare"]
 
-# What a thread of today's machines does, for choosing between solvers; only ratios matter.
-_READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
@@ -125,7 +125,7 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     others = ", ".join(f"{p.solver.name} about {p.plan.seconds:.2g} s" for p in fits if p is not best)
     why = _why(best.solver.name, X) if solver == "auto" else "as asked for"
     if solver == "auto" and others:
-        why += f" ({others})"
+        why += f" ({others}; {speed.in_words(X)})"
     return Prepared(_with(best.plan, why), best.matrix, best.solver)
 
 
@@ -201,10 +201,12 @@ def _rounded_up(nbytes: int) -> str:
 
 
 def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:
-    reading = X.bytes_a_pass / _READ
-    computing = cost.flops / _FLOPS[X.work_dtype.itemsize]
+    if isinstance(X.source, Stream):
+        return 0.0  # its length is not known
+    reading = X.bytes_a_pass / speed.reading(X)[0]
+    computing = cost.flops / speed.multiplying(X.work_dtype.itemsize)
     short = cost.summary_bytes / 8
-    finishing = 3 * short**1.5 / _FLOPS[8] if cost.passes < 3 else 0.0  # an eigendecomposition of the square matrix
+    finishing = 3 * short**1.5 / speed.multiplying(8) if cost.passes < 3 else 0.0  # eigenvectors of the square matrix
     return cost.passes * (reading + computing) / at_work.threads + finishing + 0.01
 
 
