@@ -26,9 +26,10 @@ from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED,
 from pipeline.sources import COLUMNS, ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Basis", "Iteration", "IterationState", "Ritz"]
+__all__ = ["Basis", "Iteration", "IterationState", "dear"]
 
 _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
+_DEAR = 256 << 20  # bytes from which on a pass counts
 _WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
 
@@ -59,6 +60,7 @@ class IterationState:
     residual: np.ndarray | None = None
     sines: np.ndarray | None = None
     rounding: float = 0.0
+    moved: float = np.inf
     history: tuple[float, ...] = ()
     n: float = 0.0
     spread: float = 0.0
@@ -129,6 +131,10 @@ class Iteration:
     def due(self, X: Matrix, state: IterationState) -> bool:
         """Whether an answer is to be drawn from the products of this pass."""
         return True
+
+    def settled(self, X: Matrix, state: IterationState) -> bool:
+        """Whether, without a tol, further passes would not change the answer by what counts."""
+        return False
 
     def squared(self, X: Matrix) -> bool:
         """Whether the answer is to be drawn by Nystrom extraction, where that is better."""
@@ -284,7 +290,8 @@ class Iteration:
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
         answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
-        state = replace(self._answered(X, state, answer, theta), ritz=ritz, rounding=rounding)
+        moved = np.inf if state.ritz is None else _moved(state.ritz.theta, theta, k)
+        state = replace(self._answered(X, state, answer, theta), ritz=ritz, rounding=rounding, moved=moved)
         if last:
             return state
         return replace(
@@ -335,7 +342,7 @@ class Iteration:
         tol, ritz = self.settings.tol, state.ritz
         exhausted = state.passes >= self.settings.max_passes
         if tol is None:
-            enough = state.passes >= self.effort(X) and state.squares is not None
+            enough = (state.passes >= self.effort(X) or self.settled(X, state)) and state.squares is not None
             return replace(state, reason=COMPLETE) if enough else state
         if ritz is None or state.sines is None:
             return replace(state, reason=LIMIT) if exhausted and state.squares is not None else state
@@ -362,6 +369,18 @@ class Iteration:
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
         basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
         return replace(state, dtype=np.dtype(np.float64), history=(), basis=basis)
+
+
+def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
+    """The largest change of the leading k eigenvalues over the next one (Feng, Yu, Xie and Tang 2024: per-vector error)."""
+    following = float(now[min(k, len(now) - 1)])
+    k = min(k, len(before))
+    return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))
+
+
+def dear(X: Matrix) -> bool:
+    """Whether a pass over a matrix costs so much that one less is worth an answer that is somewhat coarser."""
+    return X.nbytes > _DEAR
 
 
 def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationState, _Applied]:

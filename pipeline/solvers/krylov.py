@@ -14,13 +14,12 @@ import numpy as np
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers.extraction import Ritz
-from pipeline.solvers.iteration import Basis, Iteration, IterationState
+from pipeline.solvers.iteration import Basis, Iteration, IterationState, dear
 from pipeline.sources import ROWS
 
 __all__ = ["Krylov"]
 
 _BLOCKS = 8
-_DEAR = 256 << 20  # bytes a pass from which on it counts: below, one pass more makes the norms of scores exact
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class Krylov(Iteration):
 
     def passes(self, X: Matrix) -> int:
         """Four or five, or as many as fill the whole space after the random start."""
-        return min(4 if self.squared(X) else 5, 1 - (-min(X.shape) // self.width(X)))
+        return min(4 if dear(X) else 5, 1 - (-min(X.shape) // self.width(X)))
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         return self.settings.tol is not None or self.settings.rank.open or state.passes >= self.effort(X)
 
     def squared(self, X: Matrix) -> bool:
-        return self.settings.tol is None and self.side == ROWS and X.nbytes > _DEAR
+        return self.settings.tol is None and self.side == ROWS and dear(X)
 
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         l = state.basis.block.shape[1]
