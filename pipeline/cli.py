@@ -133,6 +133,7 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
 @_source_options
 @click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
 @click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@click.option("--start", metavar="MODEL", help="Model to begin with: that of SOURCE before it changed a little.")
 @_scheduler
 @_overwrite
 @click.pass_context

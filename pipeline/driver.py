@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import speed
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.folds import ColumnScores, Defects, RowMeans, RowScores
 from pipeline.keep import Keep
 from pipeline.matrix import Matrix
+from pipeline.pour import pour
 from pipeline.solvers import Solver
 from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
 from pipeline.sources import ROWS
+from pipeline.sources.stream import Stream
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
@@ -66,22 +69,28 @@ def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
         fold = solver.fold(X, state)
         matrix = X if fold.side == X.side else X.T
         try:
-            summary, tally = walk(
-                matrix,
-                fold,
-                summary_bytes=cost.summary_bytes,
-                pass_number=len(walks) + 1,
-                passes=passes,
-                keep=keep,
-            )
+            if isinstance(X.source, Stream):
+                summary, tally = pour(matrix, fold)
+            else:
+                summary, tally = walk(
+                    matrix,
+                    fold,
+                    summary_bytes=cost.summary_bytes,
+                    pass_number=len(walks) + 1,
+                    passes=passes,
+                    keep=keep,
+                )
         except NonfiniteError as error:
             check_entries(X)
             raise InputError(f"{X.name}: {error}") from error
+        speed.observe(X, tally)
         walks.append({"pass": len(walks) + 1, **asdict(tally)})
         state = solver.step(X, state, summary)
     found = solver.result(X, state)
     found = replace(
-        found, passes=len(walks), provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks)}
+        found,
+        passes=len(walks),
+        provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks), **found.provenance},
     )
     if tol is not None and np.sin(found.angle_bound) > tol:
         raise ConvergenceError(

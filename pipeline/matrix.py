@@ -16,8 +16,9 @@ from pipeline.kernels.blocks import check_digits, doubled, working_dtype
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
+from pipeline.sources.stream import Stream
 
-__all__ = ["Matrix", "open_matrix"]
+__all__ = ["Matrix", "open_matrix", "open_stream"]
 
 # A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
 # still cut, so that every core has something to do and progress can be seen.
@@ -308,6 +309,8 @@ def open_matrix(
         if any(a is not None for a in (variable, sample_dims, weights, sample_weights, select)):
             raise InputError("the source is a Matrix already: give its options when it is first opened")
         return source
+    if isinstance(source, Iterator):
+        raise InputError("a stream of blocks can be read only once: give it to the fit of a model")
     opened = open_source(source, variable, sample_dims, select)
     return Matrix(
         opened.source,
@@ -317,6 +320,16 @@ def open_matrix(
         None if weights is None else _feature_weights(weights, opened.features),
         None if sample_weights is None else _sample_weights(sample_weights, opened.source.shape[0]),
     )
+
+
+def open_stream(blocks: Iterator[Any]) -> Matrix:
+    """A Matrix of an iterator of row blocks (m, d), which can be walked once; its length is known afterwards.
+
+    Raises InputError when there is no block, or the first one is no table of numbers.
+    """
+    source = Stream(blocks)
+    d = source.shape[1]
+    return Matrix(source, Labels.plain("sample", 0), Labels.plain("feature", d), "stream")
 
 
 def _sample_weights(weights: Any, n: int) -> np.ndarray:

@@ -22,9 +22,11 @@ from pipeline.folds.means import Observed, RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.pairing import Pair, Pairing
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.sketches import ColumnSketch, ColumnSketches, RowSketch, RowSketches
 from pipeline.kernels.blocks import LOUDEST, spread_of
 from pipeline.kernels.implicit import ImplicitBlock
 from pipeline.kernels.rounding import Rounding
+from pipeline.kernels.signs import signs
 
 __all__ = ["implicit_block", "takes_implicit"]
 
@@ -129,6 +131,30 @@ def _defects(fold: Defects, x: ImplicitBlock, at: tuple[int, int], held: Found |
 @implicit_block.register
 def _pairing(fold: Pairing, x: ImplicitBlock, at: tuple[int, int], held: Pair | None) -> Pair:
     return fold.block(x, at, held, {})
+
+
+@implicit_block.register
+def _row_sketch(fold: RowSketch, x: ImplicitBlock, at: tuple[int, int], held: RowSketches | None) -> RowSketches:
+    products = _products(fold.product, x, at, None)
+    theta = signs(fold.seed, *at, fold.number) * fold.roots(at)
+    x, _ = _present(x)
+    sums = theta.sum(axis=1)
+    signed = x.adjoint(theta.T).conj().T - np.outer(sums, products.pilot)
+    found = RowSketches(products, signed, sums)
+    return found if held is None else fold.combine(held, found)
+
+
+@implicit_block.register
+def _column_sketch(
+    fold: ColumnSketch, x: ImplicitBlock, at: tuple[int, int], held: ColumnSketches | None
+) -> ColumnSketches:
+    assert fold.product.thin is not None
+    dual = _column_product(fold.product, x, at, None)
+    x, columns = _Columns.of(fold.product.standard, x, at)
+    part = at[0], columns.adjoint(x, fold.product.thin), columns.mean, columns.spread
+    signed = columns.times(x, signs(fold.seed, *at, fold.number).T)
+    found = ColumnSketches(dual, Factor((part,)), signed)
+    return found if held is None else fold.combine(held, found)
 
 
 class _Columns:
