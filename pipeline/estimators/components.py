@@ -105,7 +105,9 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ready = prepare(matrix, settings, self.solver, self.memory_limit)
         subspace = solve(ready.matrix, ready.solver)
         if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
-            raise InputError(f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance")
+            raise InputError(
+                f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance"
+            )
         self.plan_ = ready.plan
         self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
 

@@ -109,6 +109,7 @@ class ColumnSketch:
 
     def combine(self, a: ColumnSketches, b: ColumnSketches) -> ColumnSketches:
         return ColumnSketches(
-            self.product.combine(a.dual, b.dual), replace(a.factor, parts=a.factor.parts + b.factor.parts),
+            self.product.combine(a.dual, b.dual),
+            replace(a.factor, parts=a.factor.parts + b.factor.parts),
             a.signed + b.signed,
         )

@@ -164,13 +164,14 @@ class Iteration:
         self.settings.rank.most(*X.shape)
         rng, m, start = np.random.default_rng(self.settings.seed), X.shape[1 - self.side], self.settings.start
         none, block = np.zeros((m, 0)), rng.standard_normal((m, self.width(X)))
-        warm = start is not None and self.side == ROWS
-        if warm:
+        if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].T
             block[:, : lead.shape[1]] = lead
         state = IterationState(0, X.work_dtype, Basis(none, none, orthonormal(block)), none, np.zeros((0, 0)), 0.0, 0)
+        if start is None or self.side == COLUMNS:
+            return state
         # The probes of a warm start see its first pass: it may be the last.
-        return replace(self._probed(state, none, none), scale=start.scale) if warm else state
+        return replace(self._probed(state, none, none), scale=start.scale)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
@@ -372,7 +373,7 @@ class Iteration:
 
 
 def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
-    """The largest change of the leading k eigenvalues over the next one (Feng, Yu, Xie and Tang 2024: per-vector error)."""
+    """The largest change of the leading k eigenvalues, over the next one: per-vector error of Feng et al. (2024)."""
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))
     return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
 from pipeline.kernels.linalg import orthonormal
 from pipeline.matrix import Matrix
 from pipeline.solvers.extraction import Ritz
