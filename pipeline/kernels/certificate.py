@@ -61,9 +61,9 @@ def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int
 def nystrom_bounds(values: np.ndarray, tilt: np.ndarray, left: float, k: int) -> tuple[np.ndarray, np.ndarray]:
     """How far the eigenvectors u of a Nystrom approximation lie outside its basis K, and bounds mu_j on what is left.
 
-    C less its approximation is E, positive semidefinite with E K = 0, so that C u = value u + E u and ||E u|| <= ||E|| g
-    for g the norm of the part of u outside K. C restricted to the complement of u_1 … u_j is at most the approximation
-    there plus ||E|| (I - K K^T): a Schur complement bounds its largest eigenvalue, as for Ritz pairs.
+    C less its approximation is E, positive semidefinite with E K = 0: C u = value u + E u, and ||E u|| is at most ||E||
+    times the part of u outside K. C restricted to the complement of u_1 … u_j is at most the approximation there
+    plus ||E|| (I - K K^T): a Schur complement bounds its largest eigenvalue, as for Ritz pairs.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ class Products:
 
 @dataclass(frozen=True)
 class Ritz:
-    """All Ritz values (q,), and of the leading ones: vectors (m, w), images C v (m, w), what of those lies outside K."""
+    """All Ritz values (q,); of leading ones vectors, their images C v, and the part of those outside K, all (m, w)."""
 
     theta: np.ndarray
     vectors: np.ndarray
@@ -48,7 +48,7 @@ class Ritz:
 
 @dataclass(frozen=True)
 class Leading:
-    """The answer: eigenvalues (k,), eigenvectors (m, k), norms of residuals C v - theta v and sine bounds, both (k,)."""
+    """The answer: eigenvalues (k,), eigenvectors (m, k), norms (k,) of C v - theta v, and sine bounds (k,)."""
 
     values: np.ndarray
     vectors: np.ndarray

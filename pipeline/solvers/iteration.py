@@ -169,7 +169,7 @@ class Iteration:
             block = np.hstack([lead, block[:, lead.shape[1] :]])
         basis = Basis(none, none, orthonormal(block))
         state = IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
-        if start is None or self.side != ROWS:
+        if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
         return replace(self._probed(state, none, none), scale=start.scale)
@@ -374,7 +374,7 @@ class Iteration:
 
 
 def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
-    """The largest change of the leading k eigenvalues over the next one (Feng, Yu, Xie and Tang 2024: per-vector error)."""
+    """The largest change of the leading k eigenvalues, over the next one: per-vector error of Feng et al. (2024)."""
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))
     return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))

@@ -2,7 +2,7 @@
 
 A block of whole rows X gives X^T (X R) for a random R (d, l): range and co-range of the matrix are sketched in one
 product. Its Nystrom approximation is the projection of the matrix on the range of X R, as good as that of the two-pass
-randomized SVD of Halko, Martinsson and Tropp (2011), and better than three-sketch methods for streams of single entries.
+randomized SVD of Halko, Martinsson and Tropp (2011), and better than three-sketch methods for streams of entries.
 A sketch Theta X with random signs, independent of R, gives the unbiased a-posteriori error estimate of Tropp,
 Yurtsever, Udell and Cevher (2019, section 6). Blocks of whole columns give Z (Z^T R) and Z^T R itself, from which left
 and right vectors both follow.
@@ -38,7 +38,7 @@ _LEAST = 128  # columns of the sketch: extra ones are all that a single pass has
 
 @dataclass(frozen=True)
 class SketchState(IterationState):
-    """With Frobenius norms that the sketch of signs estimates: of the matrix, and of what the components leave of it."""
+    """With Frobenius norms estimated by the sketch of signs: of the matrix, and of what the components leave of it."""
 
     norm: float = 0.0
     error: float = 0.0
@@ -192,7 +192,8 @@ class SinglePass(Iteration):
         return _estimated(state, summary.signed.T, (summary.signed - approximation).T)
 
 
-def _estimated(state: Any, whole: np.ndarray, rest: np.ndarray) -> IterationState:
+def _estimated(state: IterationState, whole: np.ndarray, rest: np.ndarray) -> SketchState:
     """With the Frobenius norms of the matrix and of what is left of it, estimated from their sketches (q, m)."""
     norm, error = (float(np.linalg.norm(part) / np.sqrt(len(part))) for part in (whole, rest))
+    assert isinstance(state, SketchState)
     return replace(state, norm=norm, error=error)
