@@ -24,6 +24,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare"]
 
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
+_ROUNDED_UP = 1.15  # memory comes in pages and arenas, and in pieces that do not fit together
 # Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
 _WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
@@ -168,7 +169,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
     for matrix in _cuttings(walked):
         block = matrix.block_nbytes
         chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
-        peak = fixed + threads * (block + 2 * chunks)  # a block, the chunks that it lies in, and those encoded
+        peak = int(_ROUNDED_UP * (fixed + threads * (block + 2 * chunks)))  # a block, its chunks, and those encoded
         if limit is None or peak <= limit:
             break
     else:
@@ -186,7 +187,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
         why="",
         passes=passes,
         bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * kept * (matrix.bytes_a_pass // matrix.n_blocks),
-        peak_memory=int(peak) + -(-kept // at_work.workers) * block,
+        peak_memory=int(peak + _ROUNDED_UP * -(-kept // at_work.workers) * block),
         blocks_kept=kept,
         seconds=seconds,
         n_blocks=matrix.n_blocks,

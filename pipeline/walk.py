@@ -264,9 +264,18 @@ class _Walk:
                 layer[name, i] = (read_run, *self._stretch(a, a + kept))
         graph = self._collected(name, layer)
         numbers = [i for i, kept in enumerate(self.lengths) if kept]
+        client = crew().client
+        places: list[dict[str, Any]] = [{}]
+        runs: dict[int, Delayed] = {}
+        if client is not None:  # the same number to each worker, as each has so much room; another may stand in
+            addresses = client.scheduler_info(n_workers=-1)["workers"]
+            places = [{"workers": [address], "allow_other_workers": True} for address in addresses]
         with _large_graphs():
-            runs = dask.persist(*(Delayed((name, i), graph, layer=name) for i in numbers), optimize_graph=False)
-        return dict(zip(numbers, runs, strict=True))
+            for first, where in enumerate(places):
+                mine = numbers[first :: len(places)]
+                jobs = (Delayed((name, i), graph, layer=name) for i in mine)
+                runs |= zip(mine, dask.persist(*jobs, optimize_graph=False, **where), strict=True)
+        return runs
 
     def job(self, kept: Mapping[int, Delayed], fresh: bool) -> Delayed:
         """The summary and the tally of all blocks."""
