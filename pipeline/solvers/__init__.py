@@ -31,10 +31,12 @@ def _side(X: Matrix, settings: Settings) -> int:
     return longer if (rows, columns)[longer] <= 1.5 * (rows, columns)[1 - longer] else 1 - longer
 
 
+_SPARE = 8  # extra columns of a block where all of them cost the same
+
 SOLVERS: dict[str, Callable[[Matrix, Settings], Solver[Any]]] = {
     "gram": lambda X, settings: Gram(settings),
     "dual_gram": lambda X, settings: DualGram(settings),
-    "krylov": lambda X, settings: Krylov(settings, _side(X, settings)),
+    "krylov": lambda X, settings: Krylov(settings, _side(X, settings), _SPARE if X.source.implicit else None),
     "randomized": lambda X, settings: Randomized(settings, _side(X, settings)),
     "single_pass": lambda X, settings: SinglePass(settings, _side(X, settings)),
 }

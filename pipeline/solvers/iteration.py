@@ -382,7 +382,7 @@ def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
 
 def dear(X: Matrix) -> bool:
     """Whether a pass over a matrix costs so much that one less is worth an answer that is somewhat coarser."""
-    return X.nbytes > _DEAR
+    return (X.bytes_a_pass if X.source.implicit else X.nbytes) > _DEAR
 
 
 def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationState, _Applied]:
