@@ -28,7 +28,7 @@ class Krylov(Iteration):
 
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
     that decay slowly; five passes and Ritz vectors, whose singular values are the norms of their scores to the last
-    digit, where a pass costs little. Of data that is not made dense every column of a block costs the same, so there are
+    digit, where a pass costs little. Of data that is not made dense every column of a block costs the same: there are
     fewer of them, and six passes.
     """
 
