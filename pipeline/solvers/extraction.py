@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 
 from pipeline.kernels.certificate import nystrom_bounds, sine_bounds, sines_of
-from pipeline.kernels.linalg import eigh_descending
+from pipeline.kernels.linalg import eigh_descending, orthonormal
 
 __all__ = ["Leading", "Products", "Ritz", "nystrom", "rayleigh_ritz"]
 
@@ -107,7 +107,7 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     factor = scipy.linalg.solve_triangular(root, shifted.T, trans="T", check_finite=False).T
     squares, turn = eigh_descending(factor.conj().T @ factor)
     k = choose(np.maximum(squares - shift, 0.0))
-    vectors = np.linalg.qr(factor @ turn[:, :k])[0]
+    vectors = orthonormal(factor @ turn[:, :k])
     back = scipy.linalg.solve_triangular(root, turn, check_finite=False)
     # Inner products of the parts outside K, each times the root of its value; what rounds off there is added.
     parts = products.leak.conj().T @ products.leak
