@@ -86,9 +86,9 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
 
     With a shift nu, W' = W + nu K and K^H W' = R^H R, they are the left singular vectors of W' R^-1 and its squared
     singular values less the shift as far as they lie in K (Tropp, Yurtsever, Udell and Cevher 2017, algorithm 3). What
-    is left of C + nu, E = C + nu - W' (K^H W')^-1 W'^H, is positive semidefinite, vanishes on K and is no more than what K leaves of C:
-    residuals are E u, and so at most ||E|| times the part of u outside K. A shift of twice the rounding errors keeps
-    all of this true for the products as they were computed.
+    is left of C + nu, E = C + nu - W' (K^H W')^-1 W'^H, is positive semidefinite, vanishes on K and is no more than what
+    K leaves of C: residuals are E u, and so at most ||E|| times the part of u outside K. A shift of twice the rounding
+    errors keeps all of this true for the products as they were computed.
 
     Parameters
     ----------
