@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.fold import Fold, Tally
+from pipeline.fold import Fold, Tally, ready
 from pipeline.matrix import Matrix
 from pipeline.sources.stream import Stream, first_defect
 
@@ -22,13 +22,16 @@ def pour(matrix: Matrix, fold: Fold[Any]) -> tuple[Any, Tally]:
     """
     stream = matrix.source
     assert isinstance(stream, Stream)
-    held: Any = None
+    held, first = None, None
     scratch: dict[str, np.ndarray] = {}
     started, computing, blocks = time.perf_counter(), 0.0, 0
     for start, piece in stream.pieces(fold.dtype):
         t0 = time.perf_counter()
         try:
-            held = fold.block(piece.copy(), (start, start + len(piece)), held, scratch)
+            at = (start, start + len(piece))
+            entries = piece.copy() if matrix.code is None else np.where(piece == matrix.code, np.nan, piece)
+            x = ready(fold, entries, at, first)
+            held, first = fold.block(x, at, held, scratch), x if first is None else first
         except NonfiniteError:
             raise first_defect(piece, start) from None
         computing, blocks = computing + time.perf_counter() - t0, blocks + 1

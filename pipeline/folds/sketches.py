@@ -7,12 +7,14 @@ sketch Theta Z with random signs Theta (Tropp, Yurtsever, Udell and Cevher 2019,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.folds.columns import ColumnProduct, Dual, Factor
+from pipeline.folds.columns import STANDARDISED, ColumnProduct, Columns, Dual, Factor
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.rows import SHIFTED, Rows
+from pipeline.kernels.blocks import doubled
 from pipeline.kernels.signs import signs
 from pipeline.sources import COLUMNS, ROWS
 
@@ -48,23 +50,31 @@ class RowSketch:
     number: int
     side: int = ROWS
 
+    readiness: ClassVar[str] = SHIFTED
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """In which blocks are read and multiplied."""
         return self.product.dtype
 
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
+        return self.product.prepare(x, at, first)
+
     def block(
-        self, x: np.ndarray, at: tuple[int, int], held: RowSketches | None, scratch: dict[str, np.ndarray]
+        self, x: Rows, at: tuple[int, int], held: RowSketches | None, scratch: dict[str, np.ndarray]
     ) -> RowSketches:
         products = self.product.block(x, at, None if held is None else held.products, scratch)
-        # The product has left the block about its pilot, times the roots of the weights.
-        theta = signs(self.seed, *at, self.number, x.dtype)
-        weights = self.product.weights
-        roots = np.ones(len(x)) if weights is None else np.sqrt(weights[at[0] : at[1]])
-        signed, sums = (theta @ x).astype(np.float64), theta @ roots
+        # The rows are about their pilot, times the roots of their weights.
+        theta = signs(self.seed, *at, self.number, x.x.dtype)
+        signed, sums = (theta @ x.x).astype(doubled(self.dtype)), theta @ self.roots(at)
         if held is not None:
             signed, sums = held.signed + signed, held.sums + sums
         return RowSketches(products, signed, sums)
+
+    def roots(self, at: tuple[int, int]) -> np.ndarray:
+        """Of the weights of some rows."""
+        weights = self.product.weights
+        return np.ones(at[1] - at[0]) if weights is None else np.sqrt(weights[at[0] : at[1]])
 
     def combine(self, a: RowSketches, b: RowSketches) -> RowSketches:
         products = self.product.combine(a.products, b.products)
@@ -89,20 +99,25 @@ class ColumnSketch:
     number: int
     side: int = COLUMNS
 
+    readiness: ClassVar[str] = STANDARDISED
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """In which blocks are read and multiplied."""
         return self.product.dtype
 
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Columns | None) -> Columns:
+        return self.product.prepare(x, at, first)
+
     def block(
-        self, x: np.ndarray, at: tuple[int, int], held: ColumnSketches | None, scratch: dict[str, np.ndarray]
+        self, x: Columns, at: tuple[int, int], held: ColumnSketches | None, scratch: dict[str, np.ndarray]
     ) -> ColumnSketches:
         assert self.product.thin is not None
-        mean, spread, squares = self.product.standard.apply(x, at)
-        part = x.T @ self.product.thin.astype(x.dtype)
-        dual = self.product.summed(x, x @ part, mean, squares, None if held is None else held.dual)
-        signed = (x @ signs(self.seed, *at, self.number, x.dtype).T).astype(np.float64)
-        parts = ((at[0], part.astype(np.float64), mean, spread),)
+        z, wide = x.x, doubled(self.dtype)
+        part = z.conj().T @ self.product.thin.astype(z.dtype)
+        dual = self.product.summed(x, z @ part, None if held is None else held.dual)
+        signed = (z @ signs(self.seed, *at, self.number, z.dtype).T).astype(wide)
+        parts = ((at[0], part.astype(wide), x.mean, x.spread),)
         if held is not None:
             signed, parts = held.signed + signed, held.factor.parts + parts
         return ColumnSketches(dual, Factor(parts), signed)

@@ -41,7 +41,7 @@ def sine_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, roundin
     array([1.e-09])
     """
     rest = upper_bounds(theta, coupling, outside, k)
-    return sines_of(np.sqrt(np.maximum(np.diag(coupling)[:k], 0.0)), theta[:k], rest, rounding)
+    return sines_of(np.sqrt(np.maximum(np.diag(coupling).real[:k], 0.0)), theta[:k], rest, rounding)
 
 
 def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int
     C restricted to the complement of v_1 … v_j is [[Theta, F^T], [F, E]] of the other Ritz pairs; its largest
     eigenvalue is at most the mu that solves lambda_max(Theta + F^T F / (mu - outside)) = mu (Schur complement).
     """
-    sizes = np.sqrt(np.maximum(np.diag(coupling), 0.0))
+    sizes = np.sqrt(np.maximum(np.diag(coupling).real, 0.0))
     bounds = np.empty(k)
     bounds[k - 1] = _largest(theta[k:], coupling[k:, k:], outside)
     for j in range(k - 1, 0, -1):  # one Ritz pair more joins the rest
@@ -87,7 +87,7 @@ def nystrom_bounds(values: np.ndarray, tilt: np.ndarray, left: float, k: int) ->
     >>> outside.round(3), rest.round(4)
     (array([0.1]), array([1.]))
     """
-    outside = np.sqrt(np.maximum(np.diag(tilt)[:k], 0.0) / np.maximum(values[:k], np.finfo(float).tiny))
+    outside = np.sqrt(np.maximum(np.diag(tilt).real[:k], 0.0) / np.maximum(values[:k], np.finfo(float).tiny))
     outside = np.minimum(outside, 1.0)
     rest = np.empty(k)
     rest[k - 1] = _largest(values[k:], left * tilt[k:, k:], left)
@@ -114,7 +114,7 @@ def _largest(theta: np.ndarray, coupling: np.ndarray, outside: float) -> float:
     if not np.isfinite(outside):
         return float(theta[0])
     low = max(float(theta[0]), outside)
-    high = _pair(float(theta[0]), outside, float(np.sqrt(max(np.trace(coupling), 0.0))))
+    high = _pair(float(theta[0]), outside, float(np.sqrt(max(np.trace(coupling).real, 0.0))))
     for _ in range(50):
         if high - low <= 1e-6 * high:
             break

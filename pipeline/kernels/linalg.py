@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
+from pipeline.kernels.blocks import doubled
+
 __all__ = ["eigh_descending", "fix_signs", "orthonormal", "orthonormal_beside", "principal_angles", "tall_qr"]
 
 _INDEPENDENT = 1e-4  # of columns of norm one: their Gram matrix is then known well enough
 
 
 def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (largest first) and eigenvectors (as columns) of a symmetric matrix.
+    """Eigenvalues (largest first) and eigenvectors (as columns) of a symmetric or Hermitian matrix.
 
     Parameters
     ----------
@@ -31,7 +33,9 @@ def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np
 
 
 def fix_signs(components: np.ndarray) -> np.ndarray:
-    """Sign (+1 or -1) by which each row is to be multiplied so that its largest-magnitude entry is positive.
+    """What each row is to be multiplied by so that its largest-magnitude entry is real and positive.
+
+    Signs (+1 or -1) of real rows, phases of complex ones.
 
     >>> fix_signs(np.array([[0.1, -2.0], [3.0, 1.0]]))
     array([-1.,  1.])
@@ -39,7 +43,11 @@ def fix_signs(components: np.ndarray) -> np.ndarray:
     if components.shape[1] == 0:
         return np.ones(components.shape[0])
     largest = np.argmax(np.abs(components), axis=1)
-    return np.where(components[np.arange(components.shape[0]), largest] < 0, -1.0, 1.0)
+    entries = components[np.arange(components.shape[0]), largest]
+    if entries.dtype.kind != "c":
+        return np.where(entries < 0, -1.0, 1.0)
+    size = np.abs(entries)
+    return np.divide(entries.conj(), size, out=np.ones_like(entries), where=size > 0)
 
 
 def tall_qr(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +57,7 @@ def tall_qr(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Householder's takes many small ones, that threads of a busy machine wait for each other in; Householder's where
     columns are not independent enough.
     """
-    a = np.asarray(a, dtype=np.result_type(a.dtype, np.float64))
+    a = np.asarray(a, dtype=doubled(a.dtype))
     sizes = np.linalg.norm(a, axis=0)
     if a.shape[1] and a.shape[0] >= a.shape[1] and np.all(sizes > 0) and np.isfinite(sizes).all():
         q, r, steps = a / sizes, np.diag(sizes).astype(a.dtype), 2
@@ -68,7 +76,7 @@ def tall_qr(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def orthonormal(a: np.ndarray) -> np.ndarray:
-    """Orthonormal basis (m, l) of the columns of a tall matrix, in float64."""
+    """Orthonormal basis (m, l) of the columns of a tall matrix, in double precision."""
     return tall_qr(a)[0]
 
 
@@ -101,9 +109,9 @@ def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     if a.shape[0] < b.shape[0]:
         a, b = b, a
-    overlap = a @ b.T
+    overlap = a @ b.conj().T
     cosine = np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0)
-    sine = np.clip(np.linalg.svd(b.T - a.T @ overlap, compute_uv=False)[::-1][: b.shape[0]], 0.0, 1.0)
+    sine = np.clip(np.linalg.svd(b.conj().T - a.conj().T @ overlap, compute_uv=False)[::-1][: b.shape[0]], 0.0, 1.0)
     # Cosines fall as sines rise: both lists are now smallest angle first.
     angles = np.where(cosine**2 > 0.5, np.arcsin(sine), np.arccos(cosine))
     return angles[::-1]

@@ -31,10 +31,12 @@ def _side(X: Matrix, settings: Settings) -> int:
     return longer if (rows, columns)[longer] <= 1.5 * (rows, columns)[1 - longer] else 1 - longer
 
 
+_SPARE = 8  # extra columns of a block where all of them cost the same
+
 SOLVERS: dict[str, Callable[[Matrix, Settings], Solver[Any]]] = {
     "gram": lambda X, settings: Gram(settings),
     "dual_gram": lambda X, settings: DualGram(settings),
-    "krylov": lambda X, settings: Krylov(settings, _side(X, settings)),
+    "krylov": lambda X, settings: Krylov(settings, _side(X, settings), _SPARE if X.source.implicit else None),
     "randomized": lambda X, settings: Randomized(settings, _side(X, settings)),
     "single_pass": lambda X, settings: SinglePass(settings, _side(X, settings)),
 }
@@ -49,8 +51,10 @@ def candidates(X: Matrix, settings: Settings, solver: str) -> list[str]:
         raise InputError(f"solver={solver!r}: choose 'auto' or one of {', '.join(map(repr, SOLVERS))}")
     if not isinstance(X.source, Stream):  # a single pass is for those who ask for it: its answer is the coarsest
         return [name for name in SOLVERS if name != "single_pass"] if solver == "auto" else [solver]
-    if settings.missing == "mean":
-        raise InputError("missing='mean' takes a pass of its own, and a stream can be read only once: fill it before")
+    if settings.missing != "error":
+        raise InputError(
+            f"missing={settings.missing!r} takes a pass of its own, and a stream can be read only once: fill it before"
+        )
     if solver not in ("auto", *_ONCE):
         raise InputError(
             f"solver={solver!r} reads its data several times and a stream can be read only once: choose 'auto', "

@@ -76,7 +76,7 @@ def rayleigh_ritz(
     leak = products.leak @ turn
     lead = turn[:, :width]
     ritz = Ritz(theta, products.basis @ lead, products.images @ lead, leak[:, :width])
-    sines = sine_bounds(theta, (leak.conj().T @ leak).real, outside, rounding, k)
+    sines = sine_bounds(theta, leak.conj().T @ leak, outside, rounding, k)
     sizes = np.linalg.norm(leak[:, :k], axis=0) + rounding
     return Leading(theta[:k], ritz.vectors[:, :k], sizes, sines), ritz
 
@@ -86,9 +86,9 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
 
     With a shift nu, W' = W + nu K and K^H W' = R^H R, they are the left singular vectors of W' R^-1 and its squared
     singular values less the shift as far as they lie in K (Tropp, Yurtsever, Udell and Cevher 2017, algorithm 3). What
-    is left of C + nu, E = C + nu - W' (K^H W')^-1 W'^H, is positive semidefinite, vanishes on K and is no more than what
-    K leaves of C: residuals are E u, and so at most ||E|| times the part of u outside K. A shift of twice the rounding
-    errors keeps all of this true for the products as they were computed.
+    is left of C + nu, E = C + nu - W' (K^H W')^-1 W'^H, is positive semidefinite, vanishes on K and is no more than
+    what K leaves of C: residuals are E u, and so at most ||E|| times the part of u outside K. A shift of twice the
+    rounding errors keeps all of this true for the products as they were computed.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     back = scipy.linalg.solve_triangular(root, turn, check_finite=False)
     # Inner products of the parts outside K, each times the root of its value; what rounds off there is added.
     parts = products.leak.conj().T @ products.leak
-    tilt = (back.conj().T @ parts @ back).real
+    tilt = back.conj().T @ parts @ back
     tilt += np.diag(len(tilt) * np.finfo(np.float64).eps * np.linalg.norm(parts) * np.sum(np.abs(back) ** 2, axis=0))
     q = len(squares)
     trace = max(energy + q * shift - float(squares.sum()), 0.0) + 1e-14 * energy + 2 * q * rounding

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy, spread_of
+from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
 from pipeline.kernels.certificate import norm_from_probes
 from pipeline.kernels.linalg import eigh_descending, orthonormal, tall_qr
 from pipeline.matrix import Matrix
@@ -165,9 +165,10 @@ class Iteration:
         rng, m, start = np.random.default_rng(self.settings.seed), X.shape[1 - self.side], self.settings.start
         none, block = np.zeros((m, 0)), rng.standard_normal((m, self.width(X)))
         if start is not None and self.side == ROWS:
-            lead = start.basis[: block.shape[1]].T
-            block[:, : lead.shape[1]] = lead
-        state = IterationState(0, X.work_dtype, Basis(none, none, orthonormal(block)), none, np.zeros((0, 0)), 0.0, 0)
+            lead = start.basis[: block.shape[1]].conj().T
+            block = np.hstack([lead, block[:, lead.shape[1] :]])
+        basis = Basis(none, none, orthonormal(block))
+        state = IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
@@ -243,11 +244,11 @@ class Iteration:
         spread, loud = state.spread, state.loud
         if state.passes == 0:
             spread, loud = float(factor**2 @ sums.squares), float(factor**2 @ sums.energy)
-        product = factor[:, None] * sums.product.T
+        product = factor[:, None] * sums.product.conj().T
         middle = np.sqrt(n) * mean * factor
         if not s.center:
-            product += np.outer(middle, np.sqrt(n) * (mean @ lens))
-        energy = spread if s.center else spread + float(middle @ middle)
+            product += np.outer(middle.conj(), np.sqrt(n) * (mean @ lens))
+        energy = spread if s.center else spread + float(np.vdot(middle, middle).real)
         rounding = sums.rounding.norm(factor)
         return _Applied(product, spread, energy, energy + loud, rounding, n, int(present.sum())), state
 
@@ -255,7 +256,7 @@ class Iteration:
         n = float(X.shape[0] if X.sample_weights is None else X.sample_weights.sum())
         rounding = summary.rounding.norm(np.ones(X.shape[0]))
         energy = summary.energy
-        return _Applied(summary.product, summary.squares, energy, energy, rounding, n, summary.present)
+        return _Applied(summary.product, summary.squares, energy, summary.loud, rounding, n, summary.present)
 
     def _multiplied(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
         """The state with one product more: the next block, and the answer so far where it is due."""
@@ -325,7 +326,7 @@ class Iteration:
             rng = np.random.default_rng([self.settings.seed, 1, state.passes])
             probes, size = tall_qr(rng.standard_normal((whole.shape[0], min(self.n_probes, whole.shape[0]))))
             return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0)
-        probes, size = tall_qr(image - whole @ (whole.T @ image))
+        probes, size = tall_qr(image - whole @ (whole.conj().T @ image))
         size, powers = size @ state.probe_size, state.probe_powers + 1
         norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
         log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
@@ -357,7 +358,7 @@ class Iteration:
         stuck = full or (len(state.history) > 4 and state.history[-1] > 0.9 * state.history[-4])
         if 2 * state.rounding < tol * gap and not stuck:
             return state
-        if state.dtype == np.float32:
+        if single(state.dtype):
             return self._in_float64(state)
         if gap <= 1e-9 * last or state.rounding >= gap:
             return replace(state, reason=NO_GAP) if full or len(state.history) > 4 else state
@@ -369,7 +370,7 @@ class Iteration:
         none = np.zeros((state.ritz.vectors.shape[0], 0))
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
         basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
-        return replace(state, dtype=np.dtype(np.float64), history=(), basis=basis)
+        return replace(state, dtype=doubled(state.dtype), history=(), basis=basis)
 
 
 def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
@@ -381,7 +382,7 @@ def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
 
 def dear(X: Matrix) -> bool:
     """Whether a pass over a matrix costs so much that one less is worth an answer that is somewhat coarser."""
-    return X.nbytes > _DEAR
+    return (X.bytes_a_pass if X.source.implicit else X.nbytes) > _DEAR
 
 
 def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationState, _Applied]:
@@ -390,7 +391,7 @@ def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationSta
     l = state.basis.block.shape[1]
     left, sizes, right = np.linalg.svd(state.basis.block * np.isfinite(state.mean)[:, None], full_matrices=False)
     kept = sizes > 1e-8
-    image = applied.product[:, :l] @ (right[kept].T / sizes[kept])
+    image = applied.product[:, :l] @ (right[kept].conj().T / sizes[kept])
     state = replace(state, basis=replace(state.basis, block=left[:, kept]))
     return state, replace(applied, product=np.hstack([image, applied.product[:, l:]]))
 

@@ -80,8 +80,10 @@ class SinglePass(Iteration):
                 f"scale={self.settings.scale!r} needs the spread of the features before the rows are sketched, and "
                 "single_pass reads them once: take solver='gram', or divide the data beforehand"
             )
-        if self.settings.missing == "mean":
-            raise InputError("missing='mean' takes a pass of its own for the means, and single_pass has only one")
+        if self.settings.missing != "error":
+            raise InputError(
+                f"missing={self.settings.missing!r} takes a pass for the means, and single_pass has only one"
+            )
         state = Iteration.init(replace(self, settings=replace(self.settings, start=None)), X)
         return SketchState(**{name: getattr(state, name) for name in IterationState.__dataclass_fields__})
 
@@ -100,7 +102,7 @@ class SinglePass(Iteration):
         factor = (1.0 if X.weights is None else X.weights) * np.isfinite(state.mean)
         centre = np.nan_to_num(state.mean) if self.settings.center else np.zeros(X.shape[1])
         signed = sketches.about(centre) * factor
-        return _estimated(state, signed, signed - (signed @ state.left) @ state.left.T)
+        return _estimated(state, signed, signed - (signed @ state.left) @ state.left.conj().T)
 
     def done(self, state: IterationState) -> str | None:
         return state.reason
@@ -159,11 +161,11 @@ class SinglePass(Iteration):
         )
         p, sizes, turn = np.linalg.svd(long[present], full_matrices=False)
         kept = int(np.sum(sizes > np.sqrt(2 * rounding) + 1e-8 * sizes[:1].sum()))
-        u, values, mix = np.linalg.svd(applied.product @ (turn[:kept].T / sizes[:kept]), full_matrices=False)
+        u, values, mix = np.linalg.svd(applied.product @ (turn[:kept].conj().T / sizes[:kept]), full_matrices=False)
         k = self._chosen(X, np.append(values**2, np.zeros(len(sizes) - kept)), applied.energy, applied.present)
         # Directions that are lost in rounding fill up what is wanted, with nothing along them.
-        right = np.hstack([p[:, :kept] @ mix.T, p[:, kept:]])[:, :k]
-        components = np.zeros((len(present), k))
+        right = np.hstack([p[:, :kept] @ mix.conj().T, p[:, kept:]])[:, :k]
+        components = np.zeros((len(present), k), right.dtype)
         components[present] = right
         values, u = np.append(values, np.zeros(k)), np.hstack([u, np.zeros((len(u), k))])
         squares, s = values[:k] ** 2, values[:k]
@@ -186,7 +188,7 @@ class SinglePass(Iteration):
             spread=applied.spread,
         )
         theta = signs(self.settings.seed, 0, X.shape[1], _SIGNED)
-        approximation = (u[:, :k] * s) @ (theta @ components).T
+        approximation = (u[:, :k] * s) @ (theta @ components.conj()).T
         return _estimated(state, summary.signed.T, (summary.signed - approximation).T)
 
 

@@ -23,6 +23,7 @@ class Stream:
     """
 
     held = True
+    implicit = False
     layout = "a stream of row blocks, read once"
     collections = ()
 
@@ -85,6 +86,9 @@ class Stream:
 
     def cuts(self, side: int, longest: int) -> np.ndarray:
         return np.array([0, self._width if side == COLUMNS else self.height])
+
+    def unit(self, side: int) -> int:
+        return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return 0 if self._rows is None else self._rows * self._width * self.dtype.itemsize
