@@ -133,6 +133,7 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
 @_source_options
 @click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
 @click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@click.option("--checkpoint", metavar="STORE", help="Where to keep the state: the same command goes on from there.")
 @_scheduler
 @_overwrite
 @click.pass_context

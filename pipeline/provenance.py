@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.folds import Content
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan
 from pipeline.subspace import Subspace
@@ -23,6 +24,8 @@ def provenance(
     found: Subspace, method: str, parameters: Mapping[str, Any], X: Matrix, plan: Plan | None = None
 ) -> Subspace:
     """The same subspace with the story of its making; batches are added without a plan."""
+    seen = found.provenance.get("seen") or []
+    content = {"content": Content.of(seen[-1]).id} if seen else {}
     story = {
         "method": method,
         "parameters": {name: _plain(value) for name, value in parameters.items()},
@@ -33,6 +36,7 @@ def provenance(
             "dtype": str(X.dtype),
             "sample_dims": list(X.samples.dims),
             "feature_dims": list(X.features.dims),
+            **content,
         },
         "seed": _plain(parameters.get("random_state")),
         "versions": {library: version(library) for library in _LIBRARIES},

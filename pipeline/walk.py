@@ -108,7 +108,7 @@ def walk(
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
         with threadpool_limits(limit), _told_by_tasks(sizes, heard):
             ((summary, tally),) = dask.compute(Delayed(root, graph, layer="walk-" + token), optimize_graph=False)
-    heard(int(matrix.cuts[-1]))
+    heard(int(matrix.cuts[-1] - matrix.cuts[0]))
     return summary, replace(tally, nbytes=matrix.bytes_a_pass, seconds=time.perf_counter() - started)
 
 
@@ -180,7 +180,7 @@ def _on_cluster(client: Any, job: Delayed) -> Any:
 
 def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[[int], None]:
     hear = listener()
-    done, length = 0, max(int(matrix.cuts[-1]), 1)
+    done, length = 0, max(int(matrix.cuts[-1] - matrix.cuts[0]), 1)
 
     def heard(positions: int) -> None:
         nonlocal done

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
+from zarr.abc.store import Store
 
 from pipeline.driver import check_entries, solve
 from pipeline.errors import InputError, NonfiniteError
@@ -21,6 +22,7 @@ from pipeline.plans import Plan, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
+from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.subspace import Subspace
 
 __all__ = ["Components", "seed_of"]
@@ -35,6 +37,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     solver: str
     missing: str
     memory_limit: int | str | None
+    checkpoint: Any
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
@@ -85,7 +88,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
         ready = prepare(matrix, settings, self.solver, self.memory_limit)
-        subspace = solve(ready.matrix, ready.solver)
+        with checkpoint_at(self.checkpoint) as checkpoint:
+            subspace = solve(ready.matrix, ready.solver, checkpoint)
         self.plan_ = ready.plan
         self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
 
@@ -213,8 +217,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
         raise InputError(f"memory_limit={estimator.memory_limit!r}: give bytes, or a size such as '2GB'")
-    if estimator.checkpoint is not None:
-        raise InputError("checkpoint is not offered yet: leave it None")
+    if not isinstance(estimator.checkpoint, str | PathLike | Store | Checkpoint | None) or estimator.checkpoint == "":
+        raise InputError(f"checkpoint={estimator.checkpoint!r}: give the path or URL of a store, or None")
     return Settings(
         Rank(estimator.n_components),
         bool(center),

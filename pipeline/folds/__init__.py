@@ -5,10 +5,12 @@ from pipeline.folds.defects import Defects
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.witness import Content, Witness
 
 __all__ = [
     "ColumnFactor",
     "ColumnProduct",
+    "Content",
     "Defects",
     "Moments",
     "Products",
@@ -16,4 +18,5 @@ __all__ = [
     "RowMoments",
     "RowProduct",
     "Standard",
+    "Witness",
 ]

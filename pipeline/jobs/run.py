@@ -18,6 +18,7 @@ from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Plan
 from pipeline.store import save
+from pipeline.store.checkpoint import checkpoint_at
 from pipeline.store.head import ROOT, Head
 from pipeline.subspace import Subspace
 
@@ -62,6 +63,7 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
     """
     output = spec.output
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=output.overwrite)
+    _check_apart(spec)
     _check_is_model(output.model)
     with ExitStack() as stack:
         if client is None:
@@ -69,8 +71,10 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
         else:
             stack.enter_context(client.as_current())
         matrix = open_source(spec.source)
-        estimator = make_estimator(spec.model).fit(matrix)
-        save(estimator.subspace_, output.model, overwrite=output.overwrite)
+        # The checkpoint goes when the model is stored, not before.
+        with checkpoint_at(spec.model.checkpoint) as checkpoint:
+            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix)
+            save(estimator.subspace_, output.model, overwrite=output.overwrite)
         try:
             _write_products(spec, matrix, estimator)
         except PipelineError as error:
@@ -144,6 +148,18 @@ def _check_writable(output: str, place: Path) -> None:
             pass
     except OSError as error:
         raise StoreError(f"{output} cannot be written ({error.strerror} in {above}): choose another place") from error
+
+
+def _check_apart(spec: JobSpec) -> None:
+    """A checkpoint has a place of its own."""
+    kept = spec.model.checkpoint
+    if kept is None or "://" in kept:
+        return
+    place, output = Path(kept).resolve(), spec.output
+    for other in filter(None, (spec.source.path, output.model, output.scores, output.report)):
+        taken = Path(other).resolve()
+        if "://" not in other and (place == taken or place in taken.parents or taken in place.parents):
+            raise InputError(f"the checkpoint {kept} cannot lie where {other} is: choose a place of its own")
 
 
 def _check_is_model(output: str) -> None:

@@ -31,7 +31,7 @@ _LONG_NAMES = {
     "angle_bound": "bound on the largest principal angle of the modes up to this one",
 }
 _OPTIONAL = {"scale", "weights", "explained_variance", "explained_variance_ratio"}
-_RESERVED = {"mode", *_LONG_NAMES}
+_RESERVED = {"mode", "versions", *_LONG_NAMES}
 _NUMBERS = ("n_samples", "total_variance", "passes", "centered")
 # Attributes by which CF decoding would change the values; the features' record keeps them.
 _DECODED = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "dtype", "coordinates"}

@@ -1,0 +1,138 @@
+"""A stamp of a source: changes when the stored data do, and is found without reading them.
+
+Stored chunks are known by their names, sizes and times of writing (or tags, in object stores), arrays in memory by
+their bytes, Dask arrays by their names. What gives none of these is known by a few of its rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
+
+from pipeline.sources.dasked import Dasked
+from pipeline.sources.grid import Grid
+from pipeline.sources.joined import Joined
+from pipeline.sources.source import Source
+from pipeline.sources.sparse import Sparse
+from pipeline.sources.window import Window
+
+__all__ = ["stamp"]
+
+
+@singledispatch
+def stamp(source: Source) -> str:
+    """32 hex digits that name the entries of a source as they are now."""
+    rows = sorted({0, source.shape[0] // 2, max(source.shape[0] - 1, 0)})
+    parts = [source.read((i, i + 1), (0, source.shape[1])) for i in rows if i < source.shape[0]]
+    return _digest(type(source).__name__, source.shape, str(source.dtype), *parts)
+
+
+@stamp.register
+def _(source: Grid) -> str:
+    where = [i if isinstance(i, np.ndarray) else (i.start, i.stop) for i in source.index]
+    content = _stored(source.array) if isinstance(source.array, zarr.Array) else None
+    if content is None and isinstance(source.array, np.ndarray):
+        content = [source.array]
+    if content is None:
+        return _digest(where, source.axes, stamp.dispatch(object)(source))
+    return _digest(source.array.shape, str(source.array.dtype), source.axes, *where, *content)
+
+
+@stamp.register
+def _(source: Sparse) -> str:
+    return _digest(source.shape, source.csr.data, source.csr.indices, source.csr.indptr)
+
+
+@stamp.register
+def _(source: Dasked) -> str:
+    return _digest(source.shape, source.axes, source.array.name)
+
+
+@stamp.register
+def _(source: Joined) -> str:
+    return _digest(*(stamp(part) for part in source.parts))
+
+
+@stamp.register
+def _(source: Window) -> str:
+    return _digest(stamp(source.base), source.start, source.stop)
+
+
+def _stored(array: zarr.Array[Any]) -> list[Any] | None:
+    """What tells the stored state of an array, or None where its store tells nothing without reading."""
+    store = array.store
+    while isinstance(store, WrapperStore):
+        store = store._store
+    about = json.dumps(array.metadata.to_dict(), default=str, sort_keys=True)
+    if isinstance(store, LocalStore):
+        return [about, *_files(Path(store.root) / array.path)]
+    if isinstance(store, MemoryStore):
+        prefix = f"{array.path}/" if array.path else ""
+        held = sorted((k, v.to_bytes()) for k, v in store._store_dict.items() if k.startswith(prefix))
+        return [about, *held]
+    if isinstance(store, FsspecStore):
+        root = f"{store.path}/{array.path}".rstrip("/")
+        found = store.fs.fs.find(root, detail=True) if hasattr(store.fs, "fs") else _found(store.fs, root)
+        return [about, *((k, _tag(v)) for k, v in sorted(found.items()))]
+    objects = getattr(store, "store", None)
+    if type(store).__name__ == "ObjectStore" and objects is not None:
+        import obstore
+
+        found = [o for batch in obstore.list(objects, array.path or None) for o in batch]
+        return [about, *sorted((o["path"], o["size"], str(o["e_tag"] or o["last_modified"])) for o in found)]
+    return None
+
+
+def _found(fs: Any, root: str) -> dict[str, Any]:
+    from fsspec.asyn import sync as wait
+
+    return dict(wait(fs.loop, fs._find, root, detail=True)) if fs.async_impl else dict(fs.find(root, detail=True))
+
+
+def _tag(info: dict[str, Any]) -> str:
+    known = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "created")
+    return json.dumps({k: info[k] for k in known if k in info}, default=str)
+
+
+def _files(root: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of writing of every file below a folder, in the order of their names."""
+    found: list[tuple[str, int, int]] = []
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                else:
+                    info = entry.stat()
+                    found.append((os.path.relpath(entry.path, root), info.st_size, info.st_mtime_ns))
+    return sorted(found)
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in _flattened(parts):
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            rows = part if part.flags.c_contiguous else np.ascontiguousarray(part)
+            digest.update(rows.view(np.uint8).data if part.dtype.kind in "biufc" and part.size else rows.tobytes())
+        else:
+            digest.update(part if isinstance(part, bytes) else f"{part!r};".encode())
+    return digest.hexdigest()[:32]
+
+
+def _flattened(parts: Iterable[Any]) -> Iterable[Any]:
+    for part in parts:
+        if isinstance(part, tuple | list):
+            yield from _flattened(part)
+        else:
+            yield part
