@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, NonfiniteError
 from pipeline.kernels.blocks import working_dtype
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
 from pipeline.labels import Labels
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Subspace"]
+
+_TINY = np.finfo(float).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Subspace:
         Dims and coordinates of the features.
     provenance : dict
         Method, parameters, source, seed, versions: plain JSON values.
+    turn : (k, p) array, optional
+        T diag(s) where the components are principal ones, with singular values s, turned by T (see `align`).
 
     Examples
     --------
@@ -80,6 +84,7 @@ class Subspace:
     passes: int = 0
     features: Labels | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    turn: np.ndarray | None = None
 
     @property
     def k(self) -> int:
@@ -169,6 +174,8 @@ class Subspace:
         self._check_same_features(other)
         if other.k < self.k:
             raise InputError(f"cannot align {self.k} components to {other.k}: truncate({other.k}) first")
+        if self.turn is not None:
+            return self.principal.align(other)
         a, b = np.asarray(self.basis, np.float64), np.asarray(other.basis, np.float64)
         u, _, vt = np.linalg.svd(b[: self.k] @ a.T)
         turn = u @ vt
@@ -185,7 +192,35 @@ class Subspace:
             residual=np.hypot(coupling, outside) / np.maximum(values**2, np.finfo(float).tiny),
             # A turn mixes the components: what is certified is their whole span, and so every part of it is not.
             angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
+            turn=turn * np.asarray(self.singular_values, np.float64),
         )
+
+    @property
+    def principal(self) -> Subspace:
+        """The same subspace with principal components, in which the scores are uncorrelated: no longer turned."""
+        turn = self.turn
+        if turn is None or not np.allclose(np.linalg.norm(turn, axis=1), self.singular_values, rtol=1e-6):
+            return self if turn is None else replace(self, turn=None)
+        left, values, _ = np.linalg.svd(turn, full_matrices=False)
+        components = left.T @ np.asarray(self.basis, np.float64)
+        components *= fix_signs(components)[:, None]
+        return replace(
+            self,
+            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
+            singular_values=values,
+            residual=np.full(self.k, float(np.max(self._outside(), initial=0.0))) / np.maximum(values**2, _TINY),
+            angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
+            turn=None,
+        )
+
+    def _outside(self) -> np.ndarray:
+        """(k,) norms of what C maps out of the span, as far as the residuals tell; a turn stays inside."""
+        squares = np.square(self.singular_values, dtype=np.float64)
+        if self.turn is None:
+            return self.residual * squares
+        moments = self.turn @ self.turn.T
+        coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
+        return np.sqrt(np.maximum((self.residual * squares) ** 2 - coupling**2, 0.0))
 
     def truncate(self, k: int) -> Subspace:
         """The first k components; raises InputError when k is not in 1..self.k."""
@@ -197,6 +232,7 @@ class Subspace:
             singular_values=self.singular_values[:k],
             residual=self.residual[:k],
             angle_bounds=self.angle_bounds[:k],
+            turn=None if self.turn is None else self.turn[:k],
         )
 
     def merge(self, other: Subspace, n_components: int | None = None) -> Subspace:
@@ -216,6 +252,8 @@ class Subspace:
         InputError
             When features, weights, scale or centring differ.
         """
+        if self.turn is not None or other.turn is not None:
+            return self.principal.merge(other.principal, n_components)
         self._check_mergeable(other)
         n = self.n_samples + other.n_samples
         gap = (np.where(self.present, self.mean, 0.0) - np.where(other.present, other.mean, 0.0)) * self.factor
@@ -249,31 +287,93 @@ class Subspace:
             passes=max(self.passes, other.passes),
         )
 
-    def update(self, rows: np.ndarray) -> Subspace:
-        """The subspace after more samples (m, d) in the data's own units; nothing old is read again.
+    def update(
+        self,
+        rows: np.ndarray,
+        *,
+        sample_weights: np.ndarray | None = None,
+        forget: float = 1.0,
+        align: str | None = None,
+    ) -> Subspace:
+        """The subspace after more samples, from which nothing old is read again.
 
         Exact when the kept components hold all the variance; otherwise the certificate says what may have been lost.
-        """
-        return self.merge(self.of_rows(rows), n_components=self.k)
 
-    def of_rows(self, rows: np.ndarray) -> Subspace:
+        Parameters
+        ----------
+        rows : (m, d) array or sparse matrix
+            In the data's own units.
+        sample_weights : (m,) array, optional
+            How much each of them counts.
+        forget : float
+            What the samples before count from now on, in (0, 1]: 1, as much as ever.
+        align : {None, 'procrustes'}
+            Turn the components to lie as near as they can to those of now, so that scores can be compared.
+
+        Raises
+        ------
+        InputError
+            When the width differs, or entries are NaN or Inf.
+        """
+        from pipeline.updating import aligned, discounted
+
+        grown = discounted(self, forget).merge(self.of_rows(rows, sample_weights), n_components=self.k)
+        return aligned(grown, self, align)
+
+    def downdate(
+        self, rows: np.ndarray, *, sample_weights: np.ndarray | None = None, align: str | None = None
+    ) -> Subspace:
+        """The subspace without some of the samples (m, d) that it was made of: the inverse of `update`."""
+        from pipeline.updating import aligned, subtracted
+
+        return aligned(subtracted(self, self.of_rows(rows, sample_weights)), self, align)
+
+    def extend(self, columns: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Subspace:
+        """The subspace of the same samples with more features (n, c) beside those of now.
+
+        Parameters
+        ----------
+        columns : (n, c) array
+            The new features of all samples, in their own units.
+        scores : (n, k) array
+            What `project` gave for these samples.
+        weights : (c,) array, optional
+            What the new features are multiplied by.
+        """
+        from pipeline.updating import extended
+
+        return extended(self, columns, scores, weights)
+
+    def reweigh(self, weights: np.ndarray) -> Subspace:
+        """The subspace with other weights (d,) of the features."""
+        from pipeline.updating import reweighed
+
+        return reweighed(self, weights)
+
+    def of_rows(self, rows: np.ndarray, sample_weights: np.ndarray | None = None) -> Subspace:
         """The exact, untruncated subspace of a few samples (m, d), with this one's weights, scale and centring."""
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows
         rows = np.atleast_2d(np.asarray(rows, dtype=np.float64))
         self._check_width(rows)
         values = rows[:, self.present]
         if not np.isfinite(values).all():
-            raise InputError("rows to update with hold NaN or Inf: fill or leave out those samples")
-        mean = np.full(self.n_features, np.nan)
-        mean[self.present] = values.mean(axis=0) if len(rows) else 0.0
+            raise NonfiniteError("rows to update with hold NaN or Inf: fill or leave out those samples")
+        counts = np.ones(len(rows)) if sample_weights is None else np.asarray(sample_weights, np.float64)
+        if counts.shape != (len(rows),) or not np.isfinite(counts).all() or (counts < 0).any():
+            raise InputError(f"sample_weights must be {len(rows)} finite numbers that are not negative")
+        n, mean = float(counts.sum()), np.full(self.n_features, np.nan)
+        pilot = values[0] if len(rows) else 0.0
+        mean[self.present] = pilot + (counts / n) @ (values - pilot) if n else 0.0
         spread = (np.where(self.present, rows, 0.0) - np.where(self.present, mean, 0.0)) * self.factor
         z = spread if self.centered else np.where(self.present, rows, 0.0) * self.factor
-        _, s, vt = np.linalg.svd(z, full_matrices=False)
-        part = replace(self, mean=mean, n_samples=float(len(rows)))
+        roots = np.sqrt(counts)[:, None]
+        _, s, vt = np.linalg.svd(z * roots, full_matrices=False)
+        part = replace(self, mean=mean, n_samples=n, turn=None)
         return replace(
             part,
             components=vt,
             singular_values=s,
-            total_variance=float(np.square(spread).sum() / part.dof) if part.dof else 0.0,
+            total_variance=float(np.square(spread * roots).sum() / part.dof) if part.dof else 0.0,
             residual=np.zeros(s.size),
             angle_bounds=np.zeros(s.size),
         )
@@ -366,7 +466,7 @@ class Subspace:
         if not self.centered:
             energy += self.n_samples * float(np.square(np.where(self.present, self.mean, 0) * self.factor).sum())
         rest = max(energy - float(squares.sum()), 0.0) + 1e-14 * energy
-        return min(rest, float(squares.min(initial=np.inf))) + float(np.max(self.residual * squares, initial=0.0))
+        return min(rest, float(squares.min(initial=np.inf))) + float(np.max(self._outside(), initial=0.0))
 
     def _check_width(self, rows: np.ndarray) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:

@@ -25,7 +25,7 @@ from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
 from pipeline.sources.window import Window
 
-__all__ = ["stamp"]
+__all__ = ["stamp", "stamp_of_rows", "view"]
 
 
 @singledispatch
@@ -65,6 +65,42 @@ def _(source: Joined) -> str:
 @stamp.register
 def _(source: Window) -> str:
     return _digest(stamp(source.base), source.start, source.stop)
+
+
+def stamp_of_rows(source: Source, stop: int) -> str:
+    """A stamp of the stored chunks that hold nothing but the first `stop` rows; '' where nothing is known of them."""
+    array = getattr(source, "array", None)
+    if not isinstance(source, Grid) or not isinstance(array, zarr.Array):
+        return ""
+    store = array.store
+    while isinstance(store, WrapperStore):
+        store = store._store
+    if (
+        not isinstance(store, LocalStore)
+        or len(source.axes[0]) != 1
+        or not isinstance(source.index[source.axes[0][0]], slice)
+    ):
+        return ""
+    axis = source.axes[0][0]
+    whole = (source.index[axis].start + stop) // (array.shards or array.chunks)[axis]
+    kept = []
+    for name, size, time in _files(Path(store.root) / array.path):
+        place = [int(part) for part in name.replace("/", ".").split(".") if part.isdecimal()]
+        if len(place) == array.ndim and place[axis] < whole:
+            kept.append((name, size, time))
+    return _digest(whole, kept)
+
+
+def view(source: Source) -> str:
+    """Which part of what is stored a source shows, but for where its rows end."""
+    if not isinstance(source, Grid):
+        return type(source).__name__
+    first = source.axes[0][0]
+    where = [
+        (i.start, None if axis == first else i.stop) if isinstance(i, slice) else _digest(i)
+        for axis, i in enumerate(source.index)
+    ]
+    return _digest(getattr(source.array, "path", ""), source.axes, where)
 
 
 def _stored(array: zarr.Array[Any]) -> list[Any] | None:

@@ -77,7 +77,7 @@ def load(store: Place, version: int | str | None = None) -> Subspace:
 
 def _load(store: Store, head: Head, place: str, version: int | str | None) -> Subspace:
     entry = head.entry if version is None else head.find(version, place)
-    if entry is None or (entry.id == head.id and head.chunks):  # the head itself lies in the root
+    if entry is None or (entry.id == head.id and head.members):  # the head itself lies in the root
         return _decode(store, head, place)
     with _held(store, entry.path):
         beside = f"{place}/{entry.path}"
