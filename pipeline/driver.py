@@ -13,19 +13,21 @@ import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold, Tally
-from pipeline.folds import Content, Defects, RowMeans, Witness
+from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowScores, Witness, witnessed
 from pipeline.folds.means import Observed
+from pipeline.keep import Keep
 from pipeline.matrix import Matrix
 from pipeline.solvers import Solver
+from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
-from pipeline.sources import ROWS, stamp
+from pipeline.sources import ROWS, likeness
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.store.state import nbytes_of, pack
 from pipeline.stretches import EVERY, Half, walk_in_stretches
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
-__all__ = ["Run", "check_entries", "solve"]
+__all__ = ["Run", "check_entries", "scores", "solve"]
 
 _WHY = {
     LIMIT: "the limit of passes was reached",
@@ -48,7 +50,11 @@ class Run:
 
 
 def solve(
-    X: Matrix, solver: Solver[Any], checkpoint: Checkpoint | None = None, checkpoint_every: float = EVERY
+    X: Matrix,
+    solver: Solver[Any],
+    keep: Keep | None = None,
+    checkpoint: Checkpoint | None = None,
+    checkpoint_every: float = EVERY,
 ) -> Subspace:
     """Run a solver on a matrix until it is done.
 
@@ -56,6 +62,8 @@ def solve(
     ----------
     X : Matrix
     solver : Solver
+    keep : Keep, optional
+        Blocks that stay decoded between the passes; whoever made it releases it.
     checkpoint : Checkpoint, optional
         Where the state is kept after each pass and inside of it, and from where the run goes on.
     checkpoint_every : float
@@ -81,7 +89,7 @@ def solve(
     run = keeper.begun() or Run(solver.init(X))
     if solver.settings.missing == "mean":
         if run.observed is None:
-            observed, run = _pass(X, RowMeans(X.work_dtype, X.sample_weights), run, keeper, passes)
+            observed, run = _pass(X, RowMeans(X.work_dtype, X.sample_weights), run, keeper, passes=passes)
             if not np.isfinite(observed.mean).all():
                 check_entries(X.filled(np.zeros(X.shape[1])))  # NaN is welcome, infinity is not
             run = keeper.keep(replace(run, observed=observed))
@@ -90,7 +98,7 @@ def solve(
     while (reason := solver.done(run.state)) is None:
         fold = solver.fold(X, run.state)
         try:
-            summary, run = _pass(X, fold, run, keeper, passes, cost.summary_bytes)
+            summary, run = _pass(X, fold, run, keeper, passes=passes, summary_bytes=cost.summary_bytes, keep=keep)
         except NonfiniteError as error:
             check_entries(X)
             raise InputError(f"{X.name}: {error}") from error
@@ -108,18 +116,29 @@ def solve(
     return found
 
 
-def _pass(
-    X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, passes: int | None, summary_bytes: int = 0
-) -> tuple[Any, Run]:
+def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
+    """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
+    lens, cost = np.asarray(found.basis, np.float64).T, solver.cost(X)
+    how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
+    if cost.side == ROWS:
+        rows = RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset)
+        parts, _ = walk(X, witnessed(rows, *X.shape, looking=False), **how)
+        return np.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
+    columns = ColumnScores(X.work_dtype, standard(X, solver.settings), lens)
+    total, _ = walk(X.T, witnessed(columns, *X.shape, looking=False), **how)
+    return np.asarray(total.astype(X.work_dtype))
+
+
+def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
     """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
-    matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
-    witness = Witness(fold, *X.shape) if run.content is None else None
-    seeing: Fold[Any] = witness or fold
-    summary, tally = keeper.walked(run, matrix, seeing, summary_bytes=summary_bytes, pass_number=number, passes=passes)
+    matrix, number, looking = X if fold.side == X.side else X.T, len(run.walks) + 1, run.content is None
+    seeing = witnessed(fold, *X.shape, looking=looking)
+    summary, tally = keeper.walked(run, matrix, seeing, pass_number=number, **told)
     run = replace(run, walks=(*run.walks, {"pass": number, **asdict(tally)}), half=None)
-    if witness is None:
+    if not looking:
         return summary, run
-    return summary.summary, replace(run, content=witness.content(summary))
+    assert isinstance(seeing, Witness)
+    return summary.summary, replace(run, content=seeing.content(summary))
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ class _Keeper:
         """A walk, in stretches where it is kept between them."""
         if self.checkpoint is None:
             return walk(matrix, fold, **told)
+        told.pop("keep", None)  # what is walked in stretches is read again
         return walk_in_stretches(matrix, fold, half=run.half, keep=partial(self._keep_half, run), **told)
 
     def _keep_half(self, run: Run, half: Half, read: int, seconds: float) -> bool:
@@ -159,7 +179,7 @@ def _about(X: Matrix, solver: Solver[Any]) -> dict[str, str]:
     tree, arrays = pack([solver, X.weights, X.sample_weights])
     settings = json.dumps([solver.name, tree, {name: array.tolist() for name, array in arrays.items()}])
     return {
-        "data": f"{stamp(X.source)} {X.shape[0]} x {X.shape[1]} {X.dtype}",
+        "data": f"{likeness(X.source)} {X.shape[0]} x {X.shape[1]} {X.dtype}",
         "settings": f"{solver.name} {hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()}",
     }
 

@@ -19,7 +19,8 @@ __all__ = ["Matrix", "open_matrix"]
 
 # A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
 # still cut, so that every core has something to do and progress can be seen.
-_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS = 64 << 20, 256 << 10, 16
+# Chunks that are taller are read whole rather than several times, as far as `_TALLEST_BYTES` go.
+_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS, _TALLEST_BYTES = 64 << 20, 256 << 10, 16, 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +75,14 @@ class Matrix:
         if self.block_length is not None:
             return np.append(np.arange(0, self.shape[self.side], self.block_length), self.shape[self.side])
         across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
-        target = self.block_bytes or _BLOCK_BYTES
-        cuts = self.source.cuts(self.side, max(1, target // across))
-        if self.block_bytes is None:
-            target = int(np.clip(self.shape[self.side] * across // _FEW_BLOCKS, _SMALL_BLOCK_BYTES, _BLOCK_BYTES))
-            finer = self.source.cuts(self.side, max(1, target // across))
-            if self.source.touched(self.side, finer) <= self.source.touched(self.side, cuts):  # no chunk is cut
-                return finer
+        unit = min(self.source.unit(self.side), _TALLEST_BYTES // across)
+        if self.block_bytes is not None:
+            return self.source.cuts(self.side, max(1, self.block_bytes // across))
+        cuts = self.source.cuts(self.side, max(1, unit, _BLOCK_BYTES // across))
+        target = int(np.clip(self.shape[self.side] * across // _FEW_BLOCKS, _SMALL_BLOCK_BYTES, _BLOCK_BYTES))
+        finer = self.source.cuts(self.side, max(1, unit, target // across))
+        if self.source.touched(self.side, finer) <= self.source.touched(self.side, cuts):  # no chunk is cut
+            return finer
         return cuts
 
     @property

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import psutil
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline.errors import InputError, PlanError
@@ -14,13 +15,17 @@ from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
-from pipeline.walk import Crew, crew
+from pipeline.walk import Crew, crew, locally
 
 __all__ = ["Plan", "Prepared", "plan", "prepare"]
 
 # What a thread of today's machines does, for choosing between solvers; only ratios matter.
 _READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
+# Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
+_WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
+# Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
+_OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
 
@@ -66,11 +71,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with what it is carried out with: the matrix, cut as planned, and the solver."""
+    """A plan with what it is carried out with: the matrix, cut as planned, the solver, and bytes to keep in all."""
 
     plan: Plan
     matrix: Matrix
     solver: Solver[Any]
+    keep: int = 0
 
 
 def plan(X: Any, model: Any) -> Plan:
@@ -104,8 +110,13 @@ def plan(X: Any, model: Any) -> Plan:
     return prepare(open_matrix(X), model.settings(), model.solver, model.memory_limit).plan
 
 
-def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None) -> Prepared:
-    """Choose a solver and the height of the blocks; raises as `plan` does."""
+def prepare(
+    X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None, scores: bool = False
+) -> Prepared:
+    """Choose a solver, the height of the blocks and how many are kept; raises as `plan` does.
+
+    With `scores` one walk more, over what is kept, will follow those of the solver.
+    """
     if solver != "auto" and solver not in SOLVERS:
         raise InputError(f"solver={solver!r}: choose 'auto' or one of {', '.join(map(repr, SOLVERS))}")
     settings.rank.most(*X.shape)
@@ -115,7 +126,7 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     fits, refused = [], []
     for name in names:
         try:
-            fits.append(_fit(X, SOLVERS[name](X, settings), at_work, limit))
+            fits.append(_fit(X, SOLVERS[name](X, settings), at_work, limit, scores))
         except PlanError as error:
             refused.append(error)
     if not fits:
@@ -128,11 +139,7 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     why = _why(best.solver.name, X) if solver == "auto" else "as asked for"
     if solver == "auto" and others:
         why += f" ({others})"
-    return Prepared(_with(best.plan, why), best.matrix, best.solver)
-
-
-def _with(found: Plan, why: str) -> Plan:
-    return Plan(**{**asdict(found), "why": why})
+    return replace(best, plan=replace(best.plan, why=why))
 
 
 def _why(name: str, X: Matrix) -> str:
@@ -145,7 +152,7 @@ def _why(name: str, X: Matrix) -> str:
     }[name]
 
 
-def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Prepared:
+def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool) -> Prepared:
     cost = solver.cost(X)
     walked = X if cost.side == ROWS else X.T
     threads, across = at_work.threads_each, max(1, X.shape[1 - cost.side])
@@ -165,14 +172,16 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
             peak,
         )
     passes = cost.passes + (solver.settings.missing == "mean")  # one more for the means
+    again = cost.passes - 1 + scores  # passes that can do with what is kept
+    kept = min(_spare(X, at_work, limit, peak) // block, matrix.n_blocks) if again >= _WORTH_KEEPING or scores else 0
     seconds = _seconds(matrix, cost, at_work)
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
-        bytes_read=passes * matrix.bytes_a_pass,
-        peak_memory=int(peak),
-        blocks_kept=0,
+        bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * kept * (matrix.bytes_a_pass // matrix.n_blocks),
+        peak_memory=int(peak) + -(-kept // at_work.workers) * block,
+        blocks_kept=kept,
         seconds=seconds,
         n_blocks=matrix.n_blocks,
         block_rows=matrix.block_height,
@@ -183,7 +192,18 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
         threads=at_work.threads,
         tol=solver.settings.tol,
     )
-    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver)
+    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * block)
+
+
+def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
+    """Bytes that all workers together can keep decoded beside their work."""
+    small = X.bytes_a_pass < _WORTH_KEEPING_BYTES
+    if X.source.held or small or (at_work.client is None and not locally()):
+        return 0
+    if at_work.client is not None:  # Dask writes to disk what lies above: nothing of ours is to get there
+        return at_work.workers * int(max((limit or 0) * _UNSPILLED - _INTERPRETER - peak, 0))
+    free = int(psutil.virtual_memory().available * _OF_FREE)
+    return int(max((min(free, limit or free) - peak) * _OF_SPARE, 0))
 
 
 def _cuttings(X: Matrix) -> Iterator[Matrix]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -17,10 +19,11 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from pipeline.errors import InputError, NonfiniteError, StoreError
+from pipeline.errors import InputError, NonfiniteError, PipelineError, StoreError
 from pipeline.kernels.blocks import working_dtype
 from pipeline.matrix import Matrix
-from pipeline.sources import ROWS
+from pipeline.sources import ROWS, stamp
+from pipeline.store.lock import only_writer
 from pipeline.walk import walk
 
 __all__ = ["RowFunction", "RowKernel", "gathered", "lazy", "written"]
@@ -39,6 +42,8 @@ class RowFunction:
     """(d,) bool: the features that it looks at."""
     fill: np.ndarray | None = None
     """(d,) what NaN is replaced by, if at all."""
+    identity: str = ""
+    """What tells it from others of its kind."""
 
     def filled(self, rows: np.ndarray) -> np.ndarray:
         """Rows as the function gets them."""
@@ -78,7 +83,12 @@ class _Write:
     dtype: np.dtype[Any]
     target: Any
     inner: tuple[int, ...]
+    done: frozenset[int]
+    """Chunks along the first dim that an earlier run has written."""
     side: int = ROWS
+
+    def skips(self, at: tuple[int, int]) -> bool:
+        return at[0] // prod(self.inner) // self.target.chunks[0] in self.done
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: int | None, scratch: dict[str, Any]) -> int:
         result = self.function.checked(x)
@@ -86,8 +96,8 @@ class _Write:
         self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *result.shape[1:])
         return (held or 0) + len(x)
 
-    def combine(self, a: int, b: int) -> int:
-        return a + b
+    def combine(self, a: int | None, b: int | None) -> int:
+        return (a or 0) + (b or 0)
 
 
 def gathered(X: Matrix, function: RowFunction) -> np.ndarray:
@@ -162,6 +172,8 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
         When `out` is no path on a local disk.
     StoreError
         When it exists or cannot be written; nothing half-made is left.
+
+    A run that was killed has left a hidden folder beside `out`: the same call goes on where it ended.
     """
     if not isinstance(out, str | PathLike) or "://" in fspath(out):
         raise InputError(f"out={out!r}: give a path on a local disk")
@@ -170,43 +182,79 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
         raise StoreError(f"{path} exists: pass overwrite=True (--overwrite) or choose another path")
     if path.exists() and not (path / "zarr.json").exists():
         raise StoreError(f"{path} is not a Zarr store, so it is not replaced: choose another path")
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    begun = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fill(X, function, fresh)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
-            path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(path)
-    except OSError as error:
+        with only_writer(path):
+            _fill(X, function, begun)
+            if path.exists():
+                old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+                path.rename(old)
+                begun.rename(path)
+                shutil.rmtree(old)
+            else:
+                begun.rename(path)
+    except (OSError, PipelineError) as error:
+        shutil.rmtree(begun, ignore_errors=True)  # what was killed goes on; what cannot work leaves nothing
+        if isinstance(error, PipelineError):
+            raise
         raise StoreError(f"{path} cannot be written ({error.strerror or error}): choose another path") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return xr.open_zarr(path, chunks=None, consolidated=False)[function.name]
 
 
 def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
+    """Write all blocks, or those that are missing where the same work was begun and killed."""
     samples, modes = X.samples, ("mode",) * bool(function.width)
     coords: dict[str, Any] = dict(samples.xarray_coords())
     if modes:
         coords["mode"] = np.arange(1, function.width + 1)
+    shape = (*samples.sizes, *((function.width,) if modes else ()))
     if X.source.collections:  # chunks of Dask arrays come as they are: results are gathered, and written at once
-        values = gathered(X, function).reshape(*samples.sizes, *((function.width,) if modes else ()))
+        shutil.rmtree(path, ignore_errors=True)
+        values = gathered(X, function).reshape(shape)
         xr.Dataset({function.name: ((*samples.dims, *modes), values)}, coords).to_zarr(path, consolidated=False)
         return
-    xr.Dataset(coords=coords).to_zarr(path, consolidated=False)
     inner = samples.sizes[1:]
     height = max(1, X.block_height // max(prod(inner), 1))
-    shape = (*samples.sizes, *((function.width,) if modes else ()))
-    target = zarr.open_group(path, mode="r+").create_array(
-        function.name,
-        shape=shape,
-        chunks=(min(height, max(shape[0], 1)), *shape[1:]),
-        dtype=X.work_dtype,
-        dimension_names=(*samples.dims, *modes),
-        fill_value=np.nan,
-    )
-    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner))
+    work = _work(X, function, height)
+    target, done = _begun(path, function.name, work)
+    if target is None:
+        shutil.rmtree(path, ignore_errors=True)
+        xr.Dataset(coords=coords).to_zarr(path, consolidated=False)
+        target = zarr.open_group(path, mode="r+").create_array(
+            function.name,
+            shape=shape,
+            chunks=(min(height, max(shape[0], 1)), *shape[1:]),
+            dtype=X.work_dtype,
+            dimension_names=(*samples.dims, *modes),
+            fill_value=np.nan,
+            attributes={_WORK: work},
+        )
+    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner, done))
+    del target.attrs[_WORK]
+
+
+_WORK = "unfinished_work"
+
+
+def _begun(path: Path, name: str, work: str) -> tuple[Any, frozenset[int]]:
+    """The target of a run that was killed in the middle of the same work, and the chunks that it has; or None."""
+    try:
+        target = zarr.open_group(path, mode="r+", use_consolidated=False)[name]
+        if not isinstance(target, zarr.Array) or target.attrs.get(_WORK) != work:
+            return None, frozenset()
+    except (KeyError, OSError, ValueError):
+        return None, frozenset()
+    # A chunk is written under another name and renamed: one that is there is whole.
+    width = prod(-(-n // c) for n, c in zip(target.shape[1:], target.chunks[1:], strict=True))
+    root = path / name / "c"
+    chunks = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and not p.name.endswith(".partial")]
+    found = Counter(int(chunk.parts[0]) for chunk in chunks)
+    return target, frozenset(i for i, number in found.items() if number == width)
+
+
+def _work(X: Matrix, function: RowFunction, height: int) -> str:
+    """What tells whether two runs do the same: what is computed, from which entries, in which blocks."""
+    entries = stamp(X.source) or uuid.uuid4().hex  # entries that may have changed meanwhile are read from the start
+    fill = None if X.fill is None else X.fill.tobytes()
+    return hashlib.sha256(repr((function.identity, entries, X.shape, height, fill)).encode()).hexdigest()

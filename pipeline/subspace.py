@@ -6,6 +6,7 @@ triplets Z v_i = s_i u_i. Everything here follows from the s_i, the v_i (rows of
 
 from __future__ import annotations
 
+import hashlib
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -402,6 +403,13 @@ class Subspace:
         stretch = np.divide(1.0, self.factor, out=np.zeros_like(self.factor), where=self.factor != 0)
         rows = scores.astype(dtype) @ self.basis.astype(dtype) * stretch.astype(dtype) + self.offset.astype(dtype)
         return rows if self.present.all() else np.where(self.present, rows, np.nan).astype(dtype)
+
+    def fingerprint(self) -> str:
+        """A digest of all that scores depend on: equal for equal subspaces, whatever their provenance."""
+        digest = hashlib.sha256(f"{self.components.dtype}{self.components.shape}{self.centered}".encode())
+        for values in (self.components, self.singular_values, self.mean, self.scale, self.weights):
+            digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def save(self, store: str | PathLike[str], overwrite: bool = False) -> None:
         """Write to a Zarr v3 store, whole or not at all (see `pipeline.store.save`)."""

@@ -1,8 +1,8 @@
 """What may change in the data of a subspace, and what it becomes then; nothing old is read again.
 
-Scatters add up, with a term for the means (Chan, Golub and LeVeque 1983), and so they subtract: C' = C - C_part - n_part
-n / n' g g^T, with g the distance of the part's mean from that of all. All terms are of low rank, so that a small
-eigenproblem in the span of the components and the rows gives the answer.
+Scatters add up, with a term for the means (Chan, Golub and LeVeque 1983), and so they subtract:
+C' = C - C_part - n_part n / n' g g^T, with g the distance of the part's mean from that of all. All terms are of low
+rank, so that a small eigenproblem in the span of the components and the rows gives the answer.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_a_fit_goes_on_where_it_died(path: Path, tmp_path: Path, mortal: Mortal,
     whole = mortal.fit(model, blocks(path)).subspace_
     total, threads = mortal.read, os.cpu_count() or 1
     assert not (tmp_path / "c").exists()
-    for last in sorted({1, 2, 19, total // 2, total}):
+    for last in sorted({1, 2, total // 2, total} if total < 150 else {total // 3}):
         with pytest.raises(Died):
             mortal.fit(model, blocks(path), last)
         died = mortal.read
@@ -163,7 +163,7 @@ def test_data_that_changed_on_disk_are_other_data(tmp_path: Path, mortal: Mortal
     z[...] = X
     model = PCA(4, checkpoint=tmp_path / "c")
     with pytest.raises(Died):
-        mortal.fit(model, blocks(tmp_path / "x.zarr"), 30)
+        mortal.fit(model, blocks(tmp_path / "x.zarr"), 10)
     z[0, 0] = 99.0
     with pytest.raises(StoreError, match="other data"):
         mortal.fit(model, blocks(tmp_path / "x.zarr"))
@@ -344,7 +344,7 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
     kills = 0
     chance = np.random.default_rng(1)
     while not model.exists():
-        assert kills < 12
+        assert kills < 6
         before = log.stat().st_size if log.exists() else 0
         process = subprocess.Popen([sys.executable, script, path, tmp_path / "c", model, log])
         deadline = time.monotonic() + 60
@@ -352,7 +352,7 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=chance.uniform(0.1, 0.5) if kills < 3 else 60)
+            process.wait(timeout=chance.uniform(0.1, 0.5) if kills < 2 else 60)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()

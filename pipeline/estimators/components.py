@@ -8,17 +8,19 @@ from os import PathLike
 from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from zarr.abc.store import Store
 
-from pipeline.driver import check_entries, solve
+from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.keep import Keep
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
-from pipeline.plans import Plan, prepare
+from pipeline.plans import Plan, Prepared, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
@@ -74,24 +76,47 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ConvergenceError
             When `tol` cannot be met.
         """
-        settings = self.settings()
+        self._found(open_for_fit(self, X), with_scores=False)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Find the components of X and give its scores; stored blocks that are kept are not read again for these.
+
+        Takes, gives and raises what `fit` and `transform` do.
+        """
+        if fit_params or isinstance(X, xr.DataArray | xr.Dataset):  # labels are for the doors of these two
+            return self.fit(X, y, **fit_params).transform(X)
         matrix = open_for_fit(self, X)
+        if matrix.source.held or matrix.source.collections or matrix.sample_weights is not None:
+            return self.fit(X).transform(X)
+        return self._found(matrix, with_scores=True)
+
+    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
+        settings = self.settings()
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
-        self._fit(matrix, settings)
-        return self
-
-    def _fit(self, matrix: Matrix, settings: Settings) -> None:
         if 0 in matrix.shape:
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = prepare(matrix, settings, self.solver, self.memory_limit)
-        with checkpoint_at(self.checkpoint) as checkpoint:
-            subspace = solve(ready.matrix, ready.solver, checkpoint)
-        self.plan_ = ready.plan
-        self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+        ready = prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
+        keep = Keep(ready.keep)
+        try:
+            with checkpoint_at(self.checkpoint) as checkpoint:
+                subspace = solve(ready.matrix, ready.solver, keep, checkpoint)
+            self.plan_ = ready.plan
+            self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+            return self._whitened(self._scores(ready, keep)) if with_scores else None
+        finally:
+            keep.release()
+
+    def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
+        X, found = ready.matrix, self.subspace_
+        return scores(X.filled(found.mean) if self.missing == "mean" else X, ready.solver, found, keep)
+
+    def _whitened(self, scores: np.ndarray) -> np.ndarray:
+        return scores
 
     def _keep(self, subspace: Subspace) -> None:
         self.subspace_ = subspace
@@ -133,6 +158,14 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         return self._rowwise(X, self._project, "scores", self.subspace_.k, out, overwrite)
 
+    def left_singular_vectors(self, X: Any, out: str | PathLike[str] | None = None, overwrite: bool = False) -> Any:
+        """Scores of X divided by the singular values: for the X of the fit, orthonormal columns (n, k).
+
+        Takes, gives and raises what `transform` does; zeros where a singular value is zero.
+        """
+        check_is_fitted(self)
+        return self._rowwise(X, partial(_left_vectors, self.subspace_), "left", self.subspace_.k, out, overwrite)
+
     def inverse_transform(self, Z: Any) -> Any:
         """Samples in the data's own units from scores (n, k), in the kind of container that the scores are."""
         check_is_fitted(self)
@@ -147,7 +180,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        function = RowFunction(apply, width, name, self.subspace_.present, fill)
+        identity = f"{type(self).__name__} {self.get_params()} {self.subspace_.fingerprint()}"
+        function = RowFunction(apply, width, name, self.subspace_.present, fill, identity)
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
@@ -227,6 +261,11 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         None if tol is None else float(tol),
         seed_of(estimator.random_state),
     )
+
+
+def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    scores, values = subspace.project(rows), subspace.singular_values
+    return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
 
 
 def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:

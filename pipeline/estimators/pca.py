@@ -189,7 +189,9 @@ class PCA(Components):
             raise InputError("the noise variance is zero, so there is no likelihood: fit with fewer components")
 
     def _project(self, rows: np.ndarray) -> np.ndarray:
-        scores = super()._project(rows)
+        return self._whitened(super()._project(rows))
+
+    def _whitened(self, scores: np.ndarray) -> np.ndarray:
         return scores / self._deviations().astype(scores.dtype) if self.whiten else scores
 
     def _restore(self, scores: np.ndarray) -> np.ndarray:

@@ -1,15 +1,17 @@
-"""The folds that the solvers are made of: moments, products with a thin matrix, and the factor of the long side."""
+"""The folds that solvers are made of: moments, products with a thin matrix, the factor of the long side, scores."""
 
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.defects import Defects
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
-from pipeline.folds.witness import Content, Witness
+from pipeline.folds.scores import ColumnScores, RowScores
+from pipeline.folds.witness import Content, Witness, witnessed
 
 __all__ = [
     "ColumnFactor",
     "ColumnProduct",
+    "ColumnScores",
     "Content",
     "Defects",
     "Moments",
@@ -17,6 +19,8 @@ __all__ = [
     "RowMeans",
     "RowMoments",
     "RowProduct",
+    "RowScores",
     "Standard",
     "Witness",
+    "witnessed",
 ]

@@ -7,20 +7,13 @@ combined by the formula of Chan, Golub and LeVeque (1983): C = C1 + C2 + n1 n2 /
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.kernels.blocks import (
-    absent_columns,
-    checked_sums,
-    out_of_range,
-    pilot_mean,
-    product_in_float64,
-    spread_of,
-    take_out,
-)
+from pipeline.folds.rows import SHIFTED, Rows, shifted
+from pipeline.kernels.blocks import out_of_range, product_in_float64, spread_of
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -97,27 +90,21 @@ class RowMoments:
     scale: str | None = None
     weights: np.ndarray | None = None
     side: int = ROWS
+    readiness: ClassVar[str] = SHIFTED
 
-    def block(
-        self, x: np.ndarray, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]
-    ) -> Moments:
-        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
-        d, first = x.shape[1], held is None
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
+        return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def block(self, x: Rows, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]) -> Moments:
+        rows, d = x.x, x.x.shape[1]
         if held is None:
-            absent = absent_columns(x)
-            held = Moments(
-                0.0, 0, pilot_mean(x, absent), absent, np.zeros(d), np.zeros((d, d)), np.zeros(d), Rounding()
-            )
+            held = Moments(0.0, 0, x.pilot, x.absent, np.zeros(d), np.zeros((d, d)), np.zeros(d), Rounding())
             scratch["product"] = np.empty((d, d), self.dtype)
-        take_out(x, held.pilot, held.absent, check=not first)
-        if roots is not None:
-            x *= roots[:, None].astype(x.dtype)
-        sums = checked_sums(x, roots)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul(x.T, x, out=scratch["product"])
-            energy = float(np.trace(product, dtype=np.float64))
-        if out_of_range(energy, x):
-            product = product_in_float64(x)
+            product = np.matmul(rows.T, rows, out=scratch["product"])
+        energy = x.energy
+        if out_of_range(energy, rows):
+            product = product_in_float64(rows)
             energy = float(np.trace(product))
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
@@ -125,11 +112,10 @@ class RowMoments:
             wide = product.astype(np.float64)
             probe = self.probe
             if self.scale is not None:
-                probe = probe / spread_of(self.scale, np.diag(wide) / len(x), held.pilot)
-            rounding = held.rounding + measured(wide @ probe - product_in_float64(x, probe), energy)
-        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
+                probe = probe / spread_of(self.scale, np.diag(wide) / len(rows), held.pilot)
+            rounding = held.rounding + measured(wide @ probe - product_in_float64(rows, probe), energy)
         return replace(
-            held, n=held.n + n, rows=held.rows + len(x), sums=held.sums + sums, energy=held.energy, rounding=rounding
+            held, n=held.n + x.weight, rows=held.rows + len(rows), sums=held.sums + x.sums, rounding=rounding
         )
 
     def combine(self, a: Moments, b: Moments) -> Moments:

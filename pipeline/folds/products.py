@@ -7,19 +7,13 @@ C R = sum (x - p)(x - p)^T R - s (s^T R) / n, and C R = C1 R + C2 R + g (g^T R) 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.folds.moments import chan
-from pipeline.kernels.blocks import (
-    absent_columns,
-    checked_sums,
-    out_of_range,
-    pilot_mean,
-    product_in_float64,
-    take_out,
-)
+from pipeline.folds.rows import SHIFTED, Rows, shifted
+from pipeline.kernels.blocks import column_squares, out_of_range, product_in_float64
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -87,37 +81,36 @@ class RowProduct:
     probe: np.ndarray
     weights: np.ndarray | None = None
     side: int = ROWS
+    readiness: ClassVar[str] = SHIFTED
 
-    def block(
-        self, x: np.ndarray, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]
-    ) -> Products:
-        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
-        (d, l), first = self.lens.shape, held is None
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
+        return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def block(self, x: Rows, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]) -> Products:
+        rows, (d, l) = x.x, self.lens.shape
         if held is None:
-            absent = absent_columns(x)
             none = np.zeros(d)
-            held = Products(0.0, pilot_mean(x, absent), absent, none, none, none, np.zeros((l, d)), Rounding())
+            held = Products(0.0, x.pilot, x.absent, none, none, none, np.zeros((l, d)), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
-        take_out(x, held.pilot, held.absent, check=not first)
-        if roots is not None:
-            x *= roots[:, None].astype(x.dtype)
-        sums = checked_sums(x, roots)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
-            energy = float(np.vdot(x, x))
-        if out_of_range(energy, x):
-            product = product_in_float64(x, self.lens).T
-            energy = float(np.square(x, dtype=np.float64).sum())
+            product = np.matmul((rows @ scratch["lens"]).T, rows, out=scratch["product"])
+        energy = x.energy
+        if wide := out_of_range(energy, rows):
+            product = product_in_float64(rows, self.lens).T
+            energy = float(np.square(rows, dtype=np.float64).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
         if self.dtype == np.float32 and held.rounding.due(energy):
-            exact = product_in_float64(x, self.lens @ self.probe)
+            exact = product_in_float64(rows, self.lens @ self.probe)
             rounding = held.rounding + measured(self.probe @ product.astype(np.float64) - exact, energy)
-        squares = np.einsum("ij,ij->j", x, x, dtype=np.float64) if self.squares else 0.0
-        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
-        return replace(held, n=held.n + n, sums=held.sums + sums, squares=held.squares + squares, rounding=rounding)
+        squares: np.ndarray | float = 0.0
+        if self.squares:
+            squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64) if wide else column_squares(rows)
+        return replace(
+            held, n=held.n + x.weight, sums=held.sums + x.sums, squares=held.squares + squares, rounding=rounding
+        )
 
     def combine(self, a: Products, b: Products) -> Products:
         n, sums, gap = chan(a, b)

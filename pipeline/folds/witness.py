@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.fold import Fold
+from pipeline.fold import Fold, Preparing
 from pipeline.kernels.content import content_id, mixed_rows, piece_edges, row_bits, stretch_sums
 from pipeline.sources import ROWS
 
-__all__ = ["Content", "Seen", "Witness"]
+__all__ = ["Content", "Seen", "Witness", "witnessed"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,13 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Witness:
-    """Another fold, with the content of the rows [start, start + n) of which the walk sees all or a part.
+    """Another fold, with the content of all n rows, of which the walk sees all or a part; made by `witnessed`.
 
     Parameters
     ----------
     fold : Fold
     n, d : int
         Shape of the matrix.
-    start : int
-        Where its first row stands in what it was taken from.
     edges : array of int, optional
         Which stretches of rows are told apart; in steps of about 64 MB by default.
     """
@@ -64,7 +62,6 @@ class Witness:
     fold: Fold[Any]
     n: int
     d: int
-    start: int = 0
     edges: np.ndarray | None = None
 
     @property
@@ -78,14 +75,17 @@ class Witness:
     @property
     def stretches(self) -> np.ndarray:
         """(m + 1,) edges of the stretches."""
-        return piece_edges(self.start, self.start + self.n, self.d) if self.edges is None else self.edges
+        return piece_edges(0, self.n, self.d) if self.edges is None else self.edges
 
-    def block(self, x: np.ndarray, at: tuple[int, int], held: Seen | None, scratch: dict[str, np.ndarray]) -> Seen:
-        if self.side == ROWS:
-            first = self.start + at[0]
-            hashes = stretch_sums(mixed_rows(row_bits(x), first), first, self.stretches)
-        else:
-            hashes = row_bits(x, at[0])
+    def block(self, x: Any, at: tuple[int, int], held: Seen | None, scratch: dict[str, np.ndarray]) -> Seen:
+        return self._seen(x, self._hashes(x, at), at, held, scratch)
+
+    def _hashes(self, x: np.ndarray, at: tuple[int, int]) -> np.ndarray:
+        if self.side != ROWS:
+            return row_bits(x, at[0])
+        return stretch_sums(mixed_rows(row_bits(x), at[0]), at[0], self.stretches)
+
+    def _seen(self, x: Any, hashes: np.ndarray, at: tuple[int, int], held: Seen | None, scratch: Any) -> Seen:
         summary = self.fold.block(x, at, None if held is None else held.summary, scratch)
         return Seen(summary, hashes if held is None else held.hashes + hashes)
 
@@ -96,5 +96,34 @@ class Witness:
         """What the rows of a whole walk held."""
         hashes = seen.hashes
         if self.side != ROWS:
-            hashes = stretch_sums(mixed_rows(hashes, self.start), self.start, self.stretches)
+            hashes = stretch_sums(mixed_rows(hashes, 0), 0, self.stretches)
         return Content(self.stretches, hashes, self.d)
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparingWitness(Witness):
+    """The same of a fold that makes blocks ready: their content is taken down before that, and goes with them."""
+
+    looking: bool = True
+
+    @property
+    def readiness(self) -> str:
+        return "witnessed, " + self.fold.readiness  # type: ignore[attr-defined]
+
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Any) -> Any:
+        hashes = self._hashes(x, at) if self.looking else None
+        return self.fold.prepare(x, at, None if first is None else first[0]), hashes  # type: ignore[attr-defined]
+
+    def block(self, x: Any, at: tuple[int, int], held: Any, scratch: dict[str, np.ndarray]) -> Any:
+        made, hashes = x
+        return self._seen(made, hashes, at, held, scratch) if self.looking else self.fold.block(made, at, held, scratch)
+
+    def combine(self, a: Any, b: Any) -> Any:
+        return super().combine(a, b) if self.looking else self.fold.combine(a, b)
+
+
+def witnessed(fold: Fold[Any], n: int, d: int, looking: bool = True) -> Fold[Any]:
+    """The fold with a witness; one that looks no more shares the blocks that were kept when it did."""
+    if isinstance(fold, Preparing):
+        return _PreparingWitness(fold, n, d, looking=looking)
+    return Witness(fold, n, d) if looking else fold

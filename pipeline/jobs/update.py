@@ -54,8 +54,8 @@ def update_model(
 ) -> Updated:
     """Bring a stored model up to date with a source, as a new version whose parent is the head.
 
-    Rows that the model has seen are known by where they are stored, as long as nothing there was written since, and else
-    by what they hold. The same rows again make no new version.
+    Rows that the model has seen are known by where they are stored, as long as nothing there was written since, and
+    else by what they hold. The same rows again make no new version.
 
     Parameters
     ----------
@@ -141,8 +141,8 @@ def _begin(S: Subspace, X: Matrix, seen: list[dict[str, Any]]) -> int:
         if all(b["rows"][0] for b in followed):
             return 0
         raise InputError(
-            f"{X.name} has {X.shape[0]} rows, of which the model has seen {stop}: rows cannot vanish from a source that "
-            "is followed; give other data a place of its own"
+            f"{X.name} has {X.shape[0]} rows, and the model has seen {stop} of them: rows cannot vanish from a source "
+            "that is followed; give other data a place of its own"
         )
     last = max(followed, key=lambda b: b["rows"][1])
     if not last.get("stamp") or last["stamp"] != whereabouts(X, stop)["stamp"]:
@@ -165,8 +165,8 @@ def _check_unchanged(S: Subspace, X: Matrix, followed: list[dict[str, Any]]) -> 
         known = Content.of(batch)
         if _content(X.rows(a, b), known).id != known.id:
             raise InputError(
-                f"rows {a} to {b} of {X.name} are no longer those that the model has seen: fit it anew, or take the old "
-                "rows away first"
+                f"rows {a} to {b} of {X.name} are no longer those that the model has seen: fit it anew, or take the "
+                "old rows away first"
             )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "absent_columns",
     "check_energy",
     "checked_sums",
+    "column_squares",
     "column_sums",
     "out_of_range",
     "pilot_mean",
@@ -24,6 +25,7 @@ __all__ = [
 
 # Sums of squares between these can be squared again, as residuals and certificates do.
 _FAINTEST, _LOUDEST = 1e-120, 1e140
+_SHORT = 64  # terms that are added up in single precision
 
 
 def working_dtype(dtype: Any) -> np.dtype[Any]:
@@ -36,6 +38,12 @@ def column_sums(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """(d,) float64 sums of the rows of a block, each times its weight: a product, which BLAS does at full speed."""
     ones = np.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype, copy=False)
     return (ones @ x).astype(np.float64)
+
+
+def column_squares(x: np.ndarray) -> np.ndarray:
+    """(d,) float64 sums of squares of the columns: a few rows at a time in the block's own dtype, then in float64."""
+    parts = (x[start : start + _SHORT] for start in range(0, x.shape[0], _SHORT))
+    return sum((np.einsum("ij,ij->j", p, p).astype(np.float64) for p in parts), np.zeros(x.shape[1]))
 
 
 def absent_columns(x: np.ndarray) -> np.ndarray:
@@ -98,7 +106,7 @@ def out_of_range(energy: float, x: np.ndarray) -> bool:
             raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
         return False
     limits = np.finfo(x.dtype)
-    return not np.isfinite(energy) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
+    return not energy < float(limits.max) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
 
 
 def check_energy(energy: float) -> None:
@@ -150,7 +158,10 @@ def standardise_columns(
     roots = None if sample_weights is None else np.sqrt(sample_weights)
     if roots is not None:
         x *= roots[:, None].astype(x.dtype)
-    squares = np.einsum("ij,ij->j", x, x, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        squares = column_squares(x)
+    if not np.isfinite(squares).all():
+        squares = np.einsum("ij,ij->j", x, x, dtype=np.float64)
     factor = np.ones(x.shape[1]) if weights is None else weights
     spread = None
     if scale is not None:

@@ -2,7 +2,19 @@
 
 from pipeline.sources.opening import Opened, open_source, unmasked
 from pipeline.sources.source import COLUMNS, ROWS, Source
-from pipeline.sources.stamp import stamp, stamp_of_rows, view
+from pipeline.sources.stamp import likeness, stamp, stamp_of_rows, view
 from pipeline.sources.window import Window
 
-__all__ = ["COLUMNS", "ROWS", "Opened", "Source", "Window", "open_source", "stamp", "stamp_of_rows", "unmasked", "view"]
+__all__ = [
+    "COLUMNS",
+    "ROWS",
+    "Opened",
+    "Source",
+    "Window",
+    "likeness",
+    "open_source",
+    "stamp",
+    "stamp_of_rows",
+    "unmasked",
+    "view",
+]

@@ -87,6 +87,9 @@ class Dasked:
                 cuts.append(int(last))
         return np.array([*cuts, int(edges[-1])])
 
+    def unit(self, side: int) -> int:
+        return 1  # chunks are taken whole however long a block was to be
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return prod(self.shape) * self.dtype.itemsize
 

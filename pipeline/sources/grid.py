@@ -116,6 +116,12 @@ class Grid:
     def cuts(self, side: int, longest: int) -> np.ndarray:
         return self._cuts(self.axes[side], self.sizes[side], longest)
 
+    def unit(self, side: int) -> int:
+        if self.held:
+            return 1
+        axis, *inner = self.axes[side]
+        return min(self.chunks[axis], max(self.sizes[side][0], 1)) * prod(self.sizes[side][1 : len(inner) + 1])
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         across = prod(
             self._covered(a, slice(0, n)) for a, n in zip(self.axes[1 - side], self.sizes[1 - side], strict=True)

@@ -59,6 +59,9 @@ class Joined:
         cuts = [p.cuts(side, longest) + start for p, start in zip(self.parts, self.offsets[:-1], strict=True)]
         return np.unique(np.concatenate(cuts))
 
+    def unit(self, side: int) -> int:
+        return max(p.unit(side) for p in self.parts)
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         if side == ROWS:
             return sum(p.touched(side, cuts) for p in self.parts)

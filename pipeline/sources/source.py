@@ -49,6 +49,10 @@ class Source(Protocol):
         """Positions, 0 and the end among them, that cut a side in blocks of at most `longest`, along stored chunks."""
         ...
 
+    def unit(self, side: int) -> int:
+        """Length of a stored chunk along a side: blocks that are shorter open the same chunks again and again."""
+        ...
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         """Decoded bytes of all chunks that a walk over the blocks between the cuts opens."""
         ...
@@ -112,6 +116,9 @@ class InMemory:
 
     def cuts(self, side: int, longest: int) -> np.ndarray:
         return even_cuts(self.shape[side], longest)
+
+    def unit(self, side: int) -> int:
+        return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return int(self.array.nbytes)

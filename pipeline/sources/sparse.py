@@ -41,6 +41,9 @@ class Sparse:
     def cuts(self, side: int, longest: int) -> np.ndarray:
         return even_cuts(self.shape[side], longest)
 
+    def unit(self, side: int) -> int:
+        return 1
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return int(self.csr.data.nbytes + self.csr.indices.nbytes + self.csr.indptr.nbytes)
 

@@ -47,6 +47,9 @@ class Window:
         cuts = self.base.cuts(side, longest)
         return np.unique(np.clip(cuts, self.start, self.stop)) - self.start if side == ROWS else cuts
 
+    def unit(self, side: int) -> int:
+        return self.base.unit(side)
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self.base.touched(side, cuts + self.start if side == ROWS else cuts)
 
