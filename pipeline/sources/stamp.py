@@ -80,14 +80,11 @@ def stamp_of_rows(source: Source, stop: int) -> str:
     store = array.store
     while isinstance(store, WrapperStore):
         store = store._store
-    if (
-        not isinstance(store, LocalStore)
-        or len(source.axes[0]) != 1
-        or not isinstance(source.index[source.axes[0][0]], slice)
-    ):
+    axis, several = source.axes[0][0], len(source.axes[0]) > 1
+    index = source.index[axis]
+    if not isinstance(store, LocalStore) or several or not isinstance(index, slice):
         return ""
-    axis = source.axes[0][0]
-    whole = (source.index[axis].start + stop) // (array.shards or array.chunks)[axis]
+    whole = (index.start + stop) // (array.shards or array.chunks)[axis]
     kept = []
     for name, size, time in _files(Path(store.root) / array.path):
         place = [int(part) for part in name.replace("/", ".").split(".") if part.isdecimal()]

@@ -161,7 +161,8 @@ class Objects:
 
         try:
             found = obstore.get(self.store.store, key)
-            return bytes(found.bytes()), {"e_tag": found.meta["e_tag"], "version": found.meta.get("version")}
+            known = {name: found.meta[name] for name in ("e_tag", "version") if found.meta.get(name) is not None}
+            return bytes(found.bytes()), known
         except (NotFoundError, FileNotFoundError):
             return None, None
         except (BaseError, OSError) as error:
