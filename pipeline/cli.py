@@ -146,6 +146,7 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
 @_source_options
 @click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
 @click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@click.option("--store", type=click.Choice(["zarr", "icechunk"]), default="zarr", help="What MODEL is kept in.")
 @click.option("--checkpoint", metavar="STORE", help="Where to keep the state: the same command goes on from there.")
 @_scheduler
 @_overwrite
@@ -155,6 +156,7 @@ def fit(
     source: str,
     out: str,
     scores: str | None,
+    store: str,
     scheduler: str | None,
     overwrite: bool,
     **options: Any,
@@ -166,7 +168,7 @@ def fit(
         {
             "source": _source(source, options),
             "model": _model(options),
-            "output": {"model": out, "scores": scores, "overwrite": overwrite},
+            "output": {"model": out, "scores": scores, "store": store, "overwrite": overwrite},
             "cluster": {"address": scheduler} if scheduler else None,
         }
     )

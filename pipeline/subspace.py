@@ -61,6 +61,8 @@ class Subspace:
         Method, parameters, source, seed, versions: plain JSON values.
     turn : (k, p) array, optional
         T diag(s) where the components are principal ones, with singular values s, turned by T (see `align`).
+    left_out : (2,) array, optional
+        Bounds on the norm of what merges have left out of Z^T Z, and of its coupling with the components.
 
     Examples
     --------
@@ -86,6 +88,7 @@ class Subspace:
     features: Labels | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     turn: np.ndarray | None = None
+    left_out: np.ndarray | None = None
 
     @property
     def k(self) -> int:
@@ -234,6 +237,7 @@ class Subspace:
             residual=self.residual[:k],
             angle_bounds=self.angle_bounds[:k],
             turn=None if self.turn is None else self.turn[:k],
+            left_out=self.left_out if k == self.k else self._left_out(k),
         )
 
     def merge(self, other: Subspace, n_components: int | None = None) -> Subspace:
@@ -270,7 +274,8 @@ class Subspace:
         mean = (self.n_samples * self.mean + other.n_samples * other.mean) / n if n else self.mean
         dof = max(n - 1.0, 0.0) if self.centered else n
         k = min(n_components or max(self.k, other.k), values.size)
-        tail = self._tail() + other._tail()
+        tails = self._tails() + other._tails()
+        tail = float(tails.sum())
         components = (vt[:k] @ q.T).astype(self.components.dtype)
         components = components * fix_signs(components)[:, None].astype(self.components.dtype)
         squares = np.append(values**2, 0.0)
@@ -286,6 +291,7 @@ class Subspace:
             residual=tail / np.maximum(squares[:k], np.finfo(float).tiny),
             angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
             passes=max(self.passes, other.passes),
+            left_out=tails + np.array([squares[k], 0.0]),
         )
 
     def update(
@@ -369,7 +375,7 @@ class Subspace:
         z = spread if self.centered else np.where(self.present, rows, 0.0) * self.factor
         roots = np.sqrt(counts)[:, None]
         _, s, vt = np.linalg.svd(z * roots, full_matrices=False)
-        part = replace(self, mean=mean, n_samples=n, turn=None)
+        part = replace(self, mean=mean, n_samples=n, turn=None, left_out=None)
         return replace(
             part,
             components=vt,
@@ -469,12 +475,29 @@ class Subspace:
 
     def _tail(self) -> float:
         """Bound on the spectral norm of what the kept components leave of Z^T Z."""
+        return float(self._tails().sum())
+
+    def _tails(self) -> np.ndarray:
+        """Bounds on the norms of the two parts of it: what was left out, and what couples with the components.
+
+        Merging adds the parts up. The first one is positive semidefinite, so that its trace, which is known, bounds it.
+        """
         squares = np.square(self.singular_values, dtype=np.float64)
         energy = self.total_variance * self.dof
         if not self.centered:
             energy += self.n_samples * float(np.square(np.where(self.present, self.mean, 0) * self.factor).sum())
         rest = max(energy - float(squares.sum()), 0.0) + 1e-14 * energy
-        return min(rest, float(squares.min(initial=np.inf))) + float(np.max(self._outside(), initial=0.0))
+        if self.left_out is not None:
+            return np.array([min(rest, float(self.left_out[0])), float(self.left_out[1])])
+        return np.array([min(rest, float(squares.min(initial=np.inf))), float(np.max(self._outside(), initial=0.0))])
+
+    def _left_out(self, k: int) -> np.ndarray | None:
+        """What is left out when only the first k components stay; None where the residuals tell."""
+        if self.left_out is None and self.turn is None:
+            return None
+        factor = np.diag(self.singular_values) if self.turn is None else self.turn
+        dropped = np.linalg.norm(factor[k:], 2) ** 2, np.linalg.norm(factor[:k] @ factor[k:].T, 2)
+        return self._tails() + np.array(dropped)
 
     def _check_width(self, rows: np.ndarray) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:

@@ -43,6 +43,7 @@ def discounted(S: Subspace, factor: float) -> Subspace:
         n_samples=n,
         total_variance=spread / dof if dof else 0.0,
         turn=None if S.turn is None else S.turn * np.sqrt(factor),
+        left_out=None if S.left_out is None else S.left_out * factor,
     )
 
 
@@ -182,4 +183,6 @@ def _cut(
         residual=tail / np.maximum(theta[:k], _TINY),
         angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
         turn=None,
+        # No longer a sum of positive semidefinite parts: nothing but the norm bounds it.
+        left_out=np.array([0.0, tail + float(np.abs(theta[k:]).max(initial=0.0))]),
     )

@@ -136,6 +136,20 @@ def test_no_certificate_is_below_the_truth(seed: int, k: int, act: str) -> None:
         assert truth.angle(found.components[:j]) <= np.sin(found.angle_bounds[j - 1]) + 1e-7
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), k=st.integers(1, 4), step=st.integers(1, 20))
+def test_the_certificate_of_a_long_chain_is_honest_and_says_something(seed: int, k: int, step: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((120, 10)) * np.r_[np.geomspace(40, 10, k), np.full(10 - k, 0.3)] + 2
+    found = fit(x[:40], k)
+    for start in range(40, 120, step):
+        found = found.update(x[start : start + step])
+    truth = exact(x)
+    for j in range(1, k + 1):
+        assert truth.angle(found.components[:j]) <= np.sin(found.angle_bounds[j - 1]) + 1e-9
+    assert np.sin(found.angle_bound) < 0.2
+
+
 def test_aligned_versions_mean_the_same_and_go_on_exactly() -> None:
     S = fit(LOW[:40])
     turned = S.update(LOW[40:70], align="procrustes")

@@ -20,6 +20,7 @@ from pipeline.plans import Plan
 from pipeline.store import history, save
 from pipeline.store.checkpoint import checkpoint_at
 from pipeline.store.head import ROOT
+from pipeline.store.read import is_icechunk, locate
 from pipeline.subspace import Subspace
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
     output = spec.output
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=output.overwrite)
     _check_apart(spec)
-    head = _head_of(output.model, output.overwrite)
+    place = f"icechunk:{output.model}" if output.store == "icechunk" else output.model
+    head = _head_of(place, output.overwrite)
     with ExitStack() as stack:
         if client is None:
             stack.enter_context(cluster_client(spec=spec.cluster))
@@ -74,7 +76,7 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
         # The checkpoint goes when the model is stored, not before.
         with checkpoint_at(spec.model.checkpoint) as checkpoint:
             estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix)
-            save(estimator.subspace_, output.model, overwrite=output.overwrite, parent=head)
+            save(estimator.subspace_, place, overwrite=output.overwrite, parent=head)
         try:
             _write_products(spec, matrix, estimator)
         except PipelineError as error:
@@ -167,7 +169,7 @@ def _head_of(output: str, overwrite: bool) -> str | None:
 
     What a model replaces must be a model; an array under a mistyped name is not.
     """
-    local = "://" not in output and not output.startswith("icechunk:")
+    local = "://" not in output and not is_icechunk(locate(output))
     if local and not (Path(output) / ROOT).exists():
         return None
     try:
