@@ -28,7 +28,11 @@ def check_trusted(node: Any, name: str) -> None:
         Of the store, for messages.
     """
     if isinstance(node, zarr.Group):
-        for key, array in node.arrays():
+        try:
+            arrays = list(node.arrays())
+        except Exception as error:  # metadata of unknown origin: whatever is wrong with them, they are not opened
+            raise StoreError(f"{name} holds an array that cannot be opened: {str(error).splitlines()[0]}") from error
+        for key, array in arrays:
             _check(array, f"{name}/{key}")
     elif isinstance(node, zarr.Array):
         _check(node, name)

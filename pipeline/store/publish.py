@@ -28,11 +28,12 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.store.head import ROOT, SLOTS, VERSIONS, Chunk, Head, Version
 from pipeline.store.lock import only_writer
-from pipeline.store.read import sound
+from pipeline.store.read import check_inside, sound
 
 __all__ = ["commit_local", "commit_once", "reroot", "restore", "staged_version"]
 
@@ -68,6 +69,7 @@ def restore(model: Path, version: int | str) -> Version:
         if entry.id == head.id:
             return entry
         source = model / entry.path
+        check_inside(LocalStore(model), f"{entry.path}/{ROOT}", str(model))
         kept = sound(source, str(model / entry.path))
         moved, renamed = kept.in_slot(head.next_slot)
         new = replace(moved, history=head.history, tags=head.tags, gone=head.gone)

@@ -25,7 +25,7 @@ from pipeline.store.dataset import from_dataset
 from pipeline.store.head import ROOT, Chunk, Head
 from pipeline.subspace import Subspace
 
-__all__ = ["Place", "is_icechunk", "load", "locate", "open_store", "read_root", "sound"]
+__all__ = ["Place", "check_inside", "is_icechunk", "load", "locate", "open_store", "read_root", "sound"]
 
 Place = str | os.PathLike[str] | Store
 _ATTEMPTS = 5
@@ -79,6 +79,7 @@ def _load(store: Store, head: Head, place: str, version: int | str | None) -> Su
     entry = head.entry if version is None else head.find(version, place)
     if entry is None or (entry.id == head.id and head.members):  # the head itself lies in the root
         return _decode(store, head, place)
+    check_inside(store, f"{entry.path}/{ROOT}", place)
     with _held(store, entry.path):
         beside = f"{place}/{entry.path}"
         raw = read_root(store, place, entry.path)
@@ -165,7 +166,7 @@ def open_objects(url: str, read_only: bool = True) -> Store:
 def read_root(store: Store, place: str, path: str = "") -> bytes | None:
     """The bytes of the root `zarr.json` (of a group inside), if there is one; StoreError for one of many megabytes."""
     key = f"{path}/{ROOT}" if path else ROOT
-    _check_inside(store, key, place)
+    check_inside(store, key, place)
     root = getattr(store, "root", None)
     if root is not None and (Path(root) / key).exists() and (Path(root) / key).stat().st_size > _LARGEST_ROOT:
         raise StoreError(f"{place} cannot be trusted: {key} is larger than {_LARGEST_ROOT >> 20} MB")
@@ -173,7 +174,7 @@ def read_root(store: Store, place: str, path: str = "") -> bytes | None:
     return None if data is None else data.to_bytes()
 
 
-def _check_inside(store: Store, key: str, place: str) -> None:
+def check_inside(store: Store, key: str, place: str) -> None:
     """Refuse a link that leads out of a store on a local disk."""
     root = getattr(store, "root", None)
     if root is None:
@@ -221,7 +222,7 @@ class Checked(WrapperStore[Store]):
 
     def _check_size(self, key: str, where: str) -> None:
         """On a local disk: what is too large, or a link that leads elsewhere, is not even opened."""
-        _check_inside(self._store, where, self._place)
+        check_inside(self._store, where, self._place)
         root = getattr(self._store, "root", None)
         path = None if root is None else Path(root) / where
         if path is not None and path.exists() and path.stat().st_size != self._head.chunks[key].size:
