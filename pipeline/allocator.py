@@ -1,7 +1,7 @@
 """`memory_is_reused`: freed memory stays with the process while blocks are read, instead of going back to the system.
 
-The C library returns large arrays to the system when they are freed, and Dask asks it to return small ones too. A reader
-that decodes a block, frees it and decodes the next one then waits for the system to hand out empty pages again and
+The C library returns large arrays to the system when they are freed, and Dask asks it to return small ones too. Who
+decodes a block, frees it and decodes the next one then waits for the system to hand out empty pages again and
 again: as long as for the decoding itself. For as long as any task of ours runs, pages are kept; after it they go back.
 """
 

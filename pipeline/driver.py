@@ -20,7 +20,7 @@ from pipeline.matrix import Matrix
 from pipeline.solvers import Solver
 from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
-from pipeline.sources import ROWS, likeness
+from pipeline.sources import ROWS, Operator, likeness
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.store.state import nbytes_of, pack
 from pipeline.stretches import EVERY, Half, walk_in_stretches
@@ -84,10 +84,11 @@ def solve(
         When `tol` could not be met; it carries the best subspace.
     """
     cost, tol = solver.cost(X), solver.settings.tol
-    passes = None if tol is not None else cost.passes + (solver.settings.missing == "mean")
+    fills = solver.settings.missing != "error"
+    passes = None if tol is not None or solver.settings.missing == "em" else cost.passes + fills
     keeper = _Keeper(checkpoint, {} if checkpoint is None else _about(X, solver), checkpoint_every)
     run = keeper.begun() or Run(solver.init(X))
-    if solver.settings.missing == "mean":
+    if fills:
         if run.observed is None:
             observed, run = _pass(X, RowMeans(X.work_dtype, X.sample_weights), run, keeper, passes=passes)
             if not np.isfinite(observed.mean).all():
@@ -113,6 +114,12 @@ def solve(
             f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
             found,
         )
+    if reason == LIMIT and solver.settings.missing == "em":
+        raise ConvergenceError(
+            f"missing='em' has not converged after {found.passes} passes: ask for fewer components, or leave out "
+            "the features or samples of which little is seen",
+            found,
+        )
     return found
 
 
@@ -131,7 +138,8 @@ def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.nd
 
 def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
     """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
-    matrix, number, looking = X if fold.side == X.side else X.T, len(run.walks) + 1, run.content is None
+    matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
+    looking = run.content is None and not isinstance(X.source, Operator)  # of which no entries are known
     seeing = witnessed(fold, *X.shape, looking=looking)
     summary, tally = keeper.walked(run, matrix, seeing, pass_number=number, **told)
     run = replace(run, walks=(*run.walks, {"pass": number, **asdict(tally)}), half=None)
@@ -197,9 +205,13 @@ def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
     row, feature, number = place
     value = rows.rows(row, row + 1).read(0)[0, feature]
     where = f"{X.samples.describe(row)}; {X.features.describe(feature)}"
+    what, out = "infinity (inf)", "fill them"
+    if np.isnan(value):
+        what = "NaN" if X.code is None else f"a missing call ({X.code:g} or NaN)"
+        out = "pass missing='mean' or 'em', fill them"
     raise InputError(
-        f"{X.name} holds {'NaN' if np.isnan(value) else 'infinity (inf)'} at row {row}, feature {feature} ({where}), "
-        f"the first of {number} such entries: fill them, or leave those samples or features out with select"
+        f"{X.name} holds {what} at row {row}, feature {feature} ({where}), the first of {number} such entries: "
+        f"{out}, or leave those samples or features out with select"
     )
 
 

@@ -16,11 +16,14 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import scipy.sparse
 import xarray as xr
 import zarr
 
 from pipeline.errors import InputError, NonfiniteError, PipelineError, StoreError
+from pipeline.folds.implicit import implicit_block
 from pipeline.kernels.blocks import working_dtype
+from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
 from pipeline.matrix import Matrix
 from pipeline.sources import ROWS, stamp
 from pipeline.store.lock import only_writer
@@ -44,20 +47,46 @@ class RowFunction:
     """(d,) what NaN is replaced by, if at all."""
     identity: str = ""
     """What tells it from others of its kind."""
+    code: float | None = None
+    """What stands for a missing entry beside NaN."""
+    implicit: bool = False
+    """Whether it takes blocks that are not dense."""
+    complex: bool = False
+    """Whether its results are complex for real rows too."""
+
+    def dtype(self, rows: Any) -> np.dtype[Any]:
+        """Of the results, for rows of a dtype."""
+        dtype = working_dtype(rows)
+        if not self.width:
+            return np.dtype(dtype.type(0).real.dtype)
+        return np.result_type(dtype, np.complex64) if self.complex else dtype
 
     def filled(self, rows: np.ndarray) -> np.ndarray:
         """Rows as the function gets them."""
-        if self.fill is None or rows.dtype.kind != "f":
+        if self.code is not None:
+            rows = np.where(rows == self.code, np.nan, rows)
+        if self.fill is None or rows.dtype.kind not in "fc":
             return rows
         return np.where(np.isnan(rows), self.fill.astype(rows.dtype), rows)
 
-    def checked(self, rows: np.ndarray) -> np.ndarray:
+    def checked(self, rows: Any) -> np.ndarray:
         """Apply; raises NonfiniteError where the result is NaN or Inf, as it is wherever a row is."""
         with np.errstate(invalid="ignore", over="ignore"):
-            result = self.apply(self.filled(rows))
+            if isinstance(rows, np.ndarray):
+                result = self.apply(self.filled(rows))
+            elif self.implicit:
+                result = self.apply(self._filled_implicit(rows))
+            else:
+                result = np.concatenate([self.apply(self.filled(slab)) for slab in rows.slabs()])
         if not np.isfinite(result).all():
             raise NonfiniteError("NaN or Inf among the entries")
         return result
+
+    def _filled_implicit(self, rows: Any) -> Any:
+        if isinstance(rows, SparseBlock):
+            rows = rows if self.code is None else rows.marked(self.code)
+            rows = rows if self.fill is None else rows.filled(self.fill)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,20 +120,33 @@ class _Write:
         return at[0] // prod(self.inner) // self.target.chunks[0] in self.done
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: int | None, scratch: dict[str, Any]) -> int:
-        result = self.function.checked(x)
+        return (held or 0) + self.put(self.function.checked(x), at)
+
+    def put(self, result: np.ndarray, at: tuple[int, int]) -> int:
+        """Write the results of the rows `at`; their number."""
         slab = prod(self.inner)
         self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *result.shape[1:])
-        return (held or 0) + len(x)
+        return len(result)
 
     def combine(self, a: int | None, b: int | None) -> int:
         return (a or 0) + (b or 0)
+
+
+@implicit_block.register
+def _gather(fold: _Gather, x: ImplicitBlock, at: tuple[int, int], held: list[Any] | None) -> list[Any]:
+    return [*(held or []), (at[0], fold.function.checked(x))]
+
+
+@implicit_block.register
+def _write(fold: _Write, x: ImplicitBlock, at: tuple[int, int], held: int | None) -> int:
+    return (held or 0) + fold.put(fold.function.checked(x), at)
 
 
 def gathered(X: Matrix, function: RowFunction) -> np.ndarray:
     """The function of all rows as one array (n, width) or (n,)."""
     parts, _ = walk(X, _Gather(function, X.work_dtype))
     parts.sort(key=lambda part: part[0])
-    return np.concatenate([result for _, result in parts]).astype(X.work_dtype, copy=False)
+    return np.concatenate([result for _, result in parts]).astype(function.dtype(X.dtype), copy=False)
 
 
 def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], feature_axes: tuple[int, ...]) -> Any:
@@ -113,7 +155,7 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
     x = array if axes == tuple(range(array.ndim)) else da.transpose(array, axes)  # sparse blocks cannot be transposed
     samples, features = tuple(range(len(sample_axes))), tuple(range(len(sample_axes), x.ndim))
     last, new = ((x.ndim,), {x.ndim: function.width}) if function.width else ((), None)
-    dtype = working_dtype(array.dtype)
+    dtype = function.dtype(array.dtype)
     return da.blockwise(
         _block,
         (*samples, *last),
@@ -130,13 +172,17 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
 
 
 def _block(x: Any, function: RowFunction, n_samples: int, dtype_out: np.dtype[Any]) -> np.ndarray:
-    x = x.toarray() if hasattr(x, "toarray") else x.todense() if hasattr(x, "todense") else np.asarray(x)
+    sparse = scipy.sparse.issparse(x) or hasattr(x, "to_scipy_sparse")
+    if sparse and not (x.ndim == 2 and n_samples == 1):
+        x, sparse = x.todense(), False
     shape = x.shape[:n_samples]
-    rows = x.reshape(prod(shape), prod(x.shape[n_samples:]))
+    rows: Any = (
+        SparseBlock(as_compressed(x)) if sparse else np.asarray(x).reshape(prod(shape), prod(x.shape[n_samples:]))
+    )
     try:
         result = function.checked(rows)
     except NonfiniteError:
-        raise InputError(_place(function.filled(rows), function.present)) from None
+        raise InputError(_place(function.filled(rows.toarray() if sparse else rows), function.present)) from None
     return result.reshape(*shape, *result.shape[1:]).astype(dtype_out, copy=False)
 
 
@@ -225,7 +271,7 @@ def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
             function.name,
             shape=shape,
             chunks=(min(height, max(shape[0], 1)), *shape[1:]),
-            dtype=X.work_dtype,
+            dtype=function.dtype(X.dtype),
             dimension_names=(*samples.dims, *modes),
             fill_value=np.nan,
             attributes={_WORK: work},

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -27,7 +28,9 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
+from pipeline.errors import PlanError
 from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
+from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
@@ -105,10 +108,15 @@ def walk(
     PipelineError
         Whatever a block raises.
     """
+    if getattr(fold, "unfilled", False):
+        matrix = replace(matrix, fill=None)
     at_work = crew()
-    # What is sent to a task is in memory as a whole before it starts: one block, then.
-    most = matrix.n_blocks if _ships(matrix) else at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8)
-    runs = _runs(matrix.n_blocks, most)
+    few = summary_bytes > _LARGE_SUMMARY
+    if implicitly(fold, matrix):  # where little is stored, summaries are soon the larger part
+        few = few or 8 * at_work.threads * summary_bytes > matrix.bytes_a_pass
+    # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
+    ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
+    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else 8))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         lengths = keep.lengths(runs, matrix.block_height * matrix.shape[1 - matrix.side] * fold.dtype.itemsize)
@@ -137,13 +145,13 @@ def summarise(
 
     Where the run is `fresh` its reading is part of this walk, and the half of what there is to tell has been told.
     """
-    say, held = _voice(token), None
+    say, held, implicit = _voice(token), None, implicitly(fold, matrix)
     scratch: dict[str, np.ndarray] = {}
     kept = run.blocks if run else ()
     reading, computing, done = run.seconds if run and fresh else 0.0, 0.0, 0
     for at, x, seconds in chain(kept, _blocks(fold, matrix, cuts, inputs, first=kept[0].x if kept else None)):
         started = time.perf_counter()
-        held = fold.block(x, at, held, scratch)
+        held = implicit_block(fold, x, at, held) if implicit else fold.block(x, at, held, scratch)
         computing += time.perf_counter() - started
         reading += seconds
         done += 1
@@ -167,6 +175,9 @@ def _blocks(
     """The blocks between the cuts, made ready: in one buffer that is used again and again, or each in its own."""
     if inputs is not None:
         matrix = replace(matrix, source=matrix.source.given(matrix.side, int(cuts[0]), inputs))
+    if implicitly(fold, matrix):
+        yield from _implicit_blocks(fold, matrix, cuts)
+        return
     across = matrix.shape[1 - matrix.side]
     buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype) if reuse and len(cuts) > 1 else None
     for a, b in pairwise(cuts.tolist()):
@@ -178,6 +189,22 @@ def _blocks(
         x = ready(fold, x, (a, b), first)
         first = x if first is None else first
         yield Block((a, b), x, time.perf_counter() - started)
+
+
+def _implicit_blocks(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray) -> Iterator[Block]:
+    """The same for blocks that are never made dense: several are read together, as little is stored of each."""
+    joined = cuts if isinstance(fold, Skipping) or len(cuts) < 2 else matrix.together(cuts)
+    for a, b in pairwise(joined.tolist()):
+        if isinstance(fold, Skipping) and fold.skips((a, b)):
+            continue
+        started = time.perf_counter()
+        x = matrix.read_implicit(a, b)
+        yield Block((a, b), x, time.perf_counter() - started)
+
+
+def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
+    """Whether blocks are not made dense: neither does the matrix store them so, nor the fold ask for it."""
+    return matrix.source.implicit and takes_implicit(fold)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
@@ -239,9 +266,18 @@ class _Walk:
                 layer[name, i] = (read_run, *self._stretch(a, a + kept))
         graph = self._collected(name, layer)
         numbers = [i for i, kept in enumerate(self.lengths) if kept]
+        client = crew().client
+        places: list[dict[str, Any]] = [{}]
+        runs: dict[int, Delayed] = {}
+        if client is not None:  # the same number to each worker, as each has so much room; another may stand in
+            addresses = client.scheduler_info(n_workers=-1)["workers"]
+            places = [{"workers": [address], "allow_other_workers": True} for address in addresses]
         with _large_graphs():
-            runs = dask.persist(*(Delayed((name, i), graph, layer=name) for i in numbers), optimize_graph=False)
-        return dict(zip(numbers, runs, strict=True))
+            for first, where in enumerate(places):
+                mine = numbers[first :: len(places)]
+                jobs = (Delayed((name, i), graph, layer=name) for i in mine)
+                runs |= zip(mine, dask.persist(*jobs, optimize_graph=False, **where), strict=True)
+        return runs
 
     def job(self, kept: Mapping[int, Delayed], fresh: bool) -> Delayed:
         """The summary and the tally of all blocks."""
@@ -286,10 +322,22 @@ def _large_graphs() -> Iterator[None]:
 
 
 def _on_cluster(client: Any, job: Delayed) -> Any:
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
     with _large_graphs():
         future = client.compute(job, optimize_graph=False)
     try:
         return future.result()
+    except (CancelledError, CommClosedError) as error:
+        raise PlanError(
+            "the scheduler was lost: run the same again on another one; with a checkpoint it goes on from there"
+        ) from error
+    except KilledWorker as error:
+        raise PlanError(
+            f"the work was given up after {error.allowed_failures + 1} workers were lost at it: look at their memory; "
+            "with a checkpoint the same run goes on from there"
+        ) from error
     finally:
         future.cancel()
 

@@ -111,9 +111,8 @@ class StoreMachine(RuleBasedStateMachine):
                         raise Killed from None
                     raise
 
-        with mock.patch.object(os, call, Ending(getattr(os, call), step)):
-            with suppress(StoreError, Killed):
-                save(self.next(), self.model, overwrite=True)
+        with mock.patch.object(os, call, Ending(getattr(os, call), step)), suppress(StoreError, Killed):
+            save(self.next(), self.model, overwrite=True)
         now = history(self.model)
         assert {v.id for v in before.versions} <= {v.id for v in now.versions}
         if now.head == self.ids[old]:

@@ -14,10 +14,12 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from zarr.abc.store import Store
 
+from pipeline.adjoint import check_operator
 from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
 from pipeline.keep import Keep
+from pipeline.kernels.blocks import magnitudes
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan, Prepared, prepare
@@ -76,6 +78,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ConvergenceError
             When `tol` cannot be met.
         """
+        if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
+            raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
         self._found(open_for_fit(self, X), with_scores=False)
         return self
 
@@ -87,8 +91,9 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if fit_params or isinstance(X, xr.DataArray | xr.Dataset):  # labels are for the doors of these two
             return self.fit(X, y, **fit_params).transform(X)
         matrix = open_for_fit(self, X)
-        if matrix.source.held or matrix.source.collections or matrix.sample_weights is not None:
-            return self.fit(X).transform(X)
+        source, plain = matrix.source, matrix.work_dtype.kind == "f" and self.missing != "em"
+        if source.held or source.implicit or source.collections or matrix.sample_weights is not None or not plain:
+            return self.fit(X, y).transform(X)
         return self._found(matrix, with_scores=True)
 
     def _found(self, matrix: Matrix, with_scores: bool) -> Any:
@@ -101,6 +106,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
         ready = prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
+        check_operator(matrix)
         keep = Keep(ready.keep)
         try:
             with checkpoint_at(self.checkpoint) as checkpoint:
@@ -180,15 +186,26 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        identity = f"{type(self).__name__} {self.get_params()} {self.subspace_.fingerprint()}"
-        function = RowFunction(apply, width, name, self.subspace_.present, fill, identity)
+        if self.missing == "em":
+            apply = partial(_of_expected, apply, self.subspace_)
+        function = RowFunction(
+            apply,
+            width,
+            name,
+            self.subspace_.present,
+            fill,
+            f"{type(self).__name__} {self.get_params()} {self.subspace_.fingerprint()}",
+            implicit=name == "scores" and self.missing != "em",
+            complex=self.subspace_.components.dtype.kind == "c",
+        )
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
             return written(self.matrix(X), function, out, overwrite)
         except NonfiniteError as error:
             matrix = self.matrix(X)
-            check_entries(matrix if fill is None else matrix.filled(fill), self.subspace_.present)
+            known = self.subspace_.mean if self.missing == "em" else fill
+            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:
@@ -212,7 +229,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
-        tags.input_tags.allow_nan = self.missing == "mean"
+        tags.input_tags.allow_nan = self.missing != "error"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -245,8 +262,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         isinstance(tol, int | float | np.number) and not isinstance(tol, bool) and 0 < tol <= 1
     ):
         raise InputError(f"tol={tol!r}: give a bound on a sine, above 0 and at most 1, or None")
-    if estimator.missing not in ("error", "mean"):
-        raise InputError(f"missing={estimator.missing!r}: choose 'error' or 'mean'")
+    if estimator.missing not in ("error", "mean", "em"):
+        raise InputError(f"missing={estimator.missing!r}: choose 'error', 'mean' or 'em'")
     if not isinstance(estimator.solver, str):
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
@@ -263,6 +280,11 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
     )
 
 
+def _of_expected(apply: RowKernel, subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    """A function of rows in which what is missing is what probabilistic PCA expects there, given what is seen."""
+    return apply(subspace.expected(rows))
+
+
 def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     scores, values = subspace.project(rows), subspace.singular_values
     return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
@@ -273,4 +295,4 @@ def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     dtype = scores.dtype
     z = np.where(subspace.present, rows, 0) if not subspace.present.all() else rows
     z = ((z - subspace.offset) * subspace.factor).astype(dtype, copy=False) - scores @ subspace.basis.astype(dtype)
-    return np.einsum("ij,ij->i", z, z)
+    return magnitudes(z).sum(axis=1)

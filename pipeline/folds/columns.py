@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.kernels.blocks import out_of_range, product_in_float64, standardise_columns
+from pipeline.kernels.blocks import (
+    doubled,
+    out_of_range,
+    product_in_float64,
+    single,
+    standardise_columns,
+    wide_squares,
+)
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import COLUMNS
 
@@ -31,9 +38,7 @@ class Standard:
         weights = None if self.weights is None else self.weights[at[0] : at[1]]
         mean, spread, squares = standardise_columns(x, weights, self.sample_weights, self.center, self.scale)
         about = float(squares.sum())
-        return Columns(
-            x, mean, spread, about, about if self.center else float(np.einsum("ij,ij->", x, x, dtype=np.float64))
-        )
+        return Columns(x, mean, spread, about, about if self.center else float(wide_squares(x).sum()))
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Dual:
-    """Z Z^T R (n, l) of the columns read so far, in float64.
+    """Z Z^H R (n, l) of the columns read so far, in double precision.
 
-    `squares` is the sum of squares about the means, `energy` that of Z, `present` the number of columns with values.
+    `squares` is the sum of squares about the means, `energy` that of Z, `present` the number of columns with values;
+    `loud` is the sum of squares as they were accumulated: what rounding errors are relative to.
     """
 
     product: np.ndarray
@@ -59,11 +65,12 @@ class Dual:
     energy: float
     present: int
     rounding: Rounding
+    loud: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnProduct:
-    """Fold to Z (Z^T R) for a thin R (n, l), or to the Gram matrix Z Z^T (n, n) of the samples where there is none.
+    """Fold to Z (Z^H R) for a thin R (n, l), or to the Gram matrix Z Z^H (n, n) of the samples where there is none.
 
     Parameters
     ----------
@@ -88,23 +95,24 @@ class ColumnProduct:
         return self.standard.apply(x, at)
 
     def block(self, x: Columns, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
-        z = x.x
+        z, adjoint = x.x, x.x.conj().T
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = z @ (z.T if self.thin is None else z.T @ self.thin.astype(self.dtype))
+            product = z @ (adjoint if self.thin is None else adjoint @ self.thin.astype(self.dtype))
         if out_of_range(x.energy, z):
-            product = product_in_float64(z.T, self.thin)
+            product = product_in_float64(adjoint, self.thin)
         if held is None:
-            held = Dual(np.zeros(product.shape), 0.0, 0.0, 0, Rounding())
+            held = Dual(np.zeros(product.shape, doubled(self.dtype)), 0.0, 0.0, 0, Rounding())
         rounding = held.rounding.seen(x.energy)
-        if self.dtype == np.float32 and held.rounding.due(x.energy):
+        if single(self.dtype) and held.rounding.due(x.energy):
             lens = self.probe if self.thin is None else self.thin @ self.probe
-            error = product.astype(np.float64) @ self.probe - product_in_float64(z.T, lens)
+            error = product.astype(doubled(self.dtype)) @ self.probe - product_in_float64(adjoint, lens)
             rounding = held.rounding + measured(error, x.energy)
         np.add(held.product, product, out=held.product)
         return replace(
             held,
             squares=held.squares + x.squares,
             energy=held.energy + x.energy,
+            loud=held.loud + x.energy,
             present=held.present + int(np.isfinite(x.mean).sum()),
             rounding=rounding,
         )
@@ -116,6 +124,7 @@ class ColumnProduct:
             a.energy + b.energy,
             a.present + b.present,
             a.rounding + b.rounding,
+            a.loud + b.loud,
         )
 
 
@@ -134,7 +143,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class ColumnFactor:
-    """Fold to Z^T U for the left vectors U (n, k), block by block, with the means and spreads of the columns."""
+    """Fold to Z^H U for the left vectors U (n, k), block by block, with the means and spreads of the columns."""
 
     dtype: np.dtype[Any]
     standard: Standard
@@ -146,7 +155,8 @@ class ColumnFactor:
         return self.standard.apply(x, at)
 
     def block(self, x: Columns, at: tuple[int, int], held: Factor | None, scratch: dict[str, np.ndarray]) -> Factor:
-        part = (at[0], (x.x.T @ self.left.astype(self.dtype)).astype(np.float64), x.mean, x.spread)
+        image = x.x.conj().T @ self.left.astype(self.dtype)
+        part = (at[0], image.astype(doubled(self.dtype)), x.mean, x.spread)
         return Factor((*(held.parts if held else ()), part))
 
     def combine(self, a: Factor, b: Factor) -> Factor:

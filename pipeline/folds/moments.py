@@ -2,6 +2,7 @@
 
 Sums are taken about a pilot (the mean of the first block that a task reads), so that nothing large cancels, and
 combined by the formula of Chan, Golub and LeVeque (1983): C = C1 + C2 + n1 n2 / n (mu1 - mu2)(mu1 - mu2)^T.
+For complex data C is the sum of conj(x) x^T, that is X^H X.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import NonfiniteError
 from pipeline.folds.rows import SHIFTED, Rows, shifted
-from pipeline.kernels.blocks import out_of_range, product_in_float64, spread_of
+from pipeline.kernels.blocks import doubled, magnitudes, out_of_range, product_in_float64, single, spread_of
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -22,7 +23,7 @@ __all__ = ["Moments", "RowMoments", "chan"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Weight n, number of rows, sums (d,) and scatter (d, d) about a pilot (d,), in float64.
+    """Weight n, number of rows, sums (d,) and scatter X^H X (d, d) about a pilot (d,), in double precision.
 
     The scatter of `central` ones is about the mean; the mean itself is kept as pilot + sums / n, as two large means are
     not to be rounded before they are compared. `energy` (d,) are the sums of squares as they were accumulated: what
@@ -53,8 +54,8 @@ class Moments:
         """The same moments with the scatter about their own mean."""
         if self.central:
             return self
-        scatter = self.scatter - np.outer(self.sums, self.shift)
-        return replace(self, scatter=scatter, energy=np.diag(self.scatter).copy(), central=True)
+        scatter = self.scatter - np.outer(self.sums.conj(), self.shift)
+        return replace(self, scatter=scatter, energy=np.diag(self.scatter).real.copy(), central=True)
 
 
 def chan(a: Any, b: Any) -> tuple[float, np.ndarray, np.ndarray]:
@@ -98,21 +99,22 @@ class RowMoments:
     def block(self, x: Rows, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]) -> Moments:
         rows, d = x.x, x.x.shape[1]
         if held is None:
-            held = Moments(0.0, 0, x.pilot, x.absent, np.zeros(d), np.zeros((d, d)), np.zeros(d), Rounding())
+            scatter = np.zeros((d, d), doubled(self.dtype))
+            held = Moments(0.0, 0, x.pilot, x.absent, np.zeros(d), scatter, np.zeros(d), Rounding())
             scratch["product"] = np.empty((d, d), self.dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul(rows.T, rows, out=scratch["product"])
+            product = np.matmul(rows.conj().T, rows, out=scratch["product"])
         energy = x.energy
         if out_of_range(energy, rows):
             product = product_in_float64(rows)
-            energy = float(np.trace(product))
+            energy = float(np.trace(product).real)
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
-        if self.dtype == np.float32 and held.rounding.due(energy):
-            wide = product.astype(np.float64)
+        if single(self.dtype) and held.rounding.due(energy):
+            wide = product.astype(doubled(self.dtype))
             probe = self.probe
             if self.scale is not None:
-                probe = probe / spread_of(self.scale, np.diag(wide) / len(rows), held.pilot)
+                probe = probe / spread_of(self.scale, np.diag(wide).real / len(rows), held.pilot)
             rounding = held.rounding + measured(wide @ probe - product_in_float64(rows, probe), energy)
         return replace(
             held, n=held.n + x.weight, rows=held.rows + len(rows), sums=held.sums + x.sums, rounding=rounding
@@ -122,7 +124,7 @@ class RowMoments:
         n, sums, gap = chan(a, b)
         a, b = a.centred(), b.centred()
         scatter = a.scatter + b.scatter
-        scatter += np.outer(gap, gap)
+        scatter += np.outer(gap.conj(), gap)
         return Moments(
             n,
             a.rows + b.rows,
@@ -130,7 +132,7 @@ class RowMoments:
             a.absent,
             sums,
             scatter,
-            a.energy + b.energy + gap**2,
+            a.energy + b.energy + magnitudes(gap),
             a.rounding + b.rounding,
             central=True,
         )

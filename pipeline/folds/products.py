@@ -1,6 +1,7 @@
 """Products C R of the scatter of rows with a thin matrix R: what an iteration of a randomized solver reads data for.
 
-A block gives X^T (X R): both products of one reading. About a pilot p, with s = sum(x - p) and mu the mean,
+A block gives X^H (X R): both products of one reading; its conjugate transpose (l, d) is kept.
+About a pilot p, with s = sum(x - p) and mu the mean,
 C R = sum (x - p)(x - p)^T R - s (s^T R) / n, and C R = C1 R + C2 R + g (g^T R) with g = sqrt(n1 n2 / n)(mu1 - mu2).
 """
 
@@ -13,7 +14,15 @@ import numpy as np
 
 from pipeline.folds.moments import chan
 from pipeline.folds.rows import SHIFTED, Rows, shifted
-from pipeline.kernels.blocks import column_squares, out_of_range, product_in_float64
+from pipeline.kernels.blocks import (
+    column_squares,
+    doubled,
+    magnitudes,
+    out_of_range,
+    product_in_float64,
+    single,
+    wide_squares,
+)
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -22,7 +31,7 @@ __all__ = ["Products", "RowProduct"]
 
 @dataclass(frozen=True)
 class Products:
-    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (l, d), all in float64.
+    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (C R)^H (l, d).
 
     The squares and the product of `central` ones are about the mean, which is pilot + sums / n. `energy` (d,) are the
     sums of squares as they were accumulated: what rounding errors are relative to.
@@ -52,8 +61,8 @@ class Products:
         """The same about the mean."""
         if self.central:
             return self
-        product = self.product - np.outer(self.sums @ lens, self.shift)
-        squares = np.maximum(self.squares - self.sums * self.shift, 0.0)
+        product = self.product - np.outer((self.sums @ lens).conj(), self.shift)
+        squares = np.maximum(self.squares - (self.sums * self.shift.conj()).real, 0.0)
         return replace(self, squares=squares, energy=self.squares, product=product, central=True)
 
 
@@ -90,24 +99,24 @@ class RowProduct:
         rows, (d, l) = x.x, self.lens.shape
         if held is None:
             none = np.zeros(d)
-            held = Products(0.0, x.pilot, x.absent, none, none, none, np.zeros((l, d)), Rounding())
+            held = Products(0.0, x.pilot, x.absent, none, none, none, np.zeros((l, d), doubled(self.dtype)), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul((rows @ scratch["lens"]).T, rows, out=scratch["product"])
+            product = np.matmul((rows @ scratch["lens"]).conj().T, rows, out=scratch["product"])
         energy = x.energy
         if wide := out_of_range(energy, rows):
-            product = product_in_float64(rows, self.lens).T
-            energy = float(np.square(rows, dtype=np.float64).sum())
+            product = product_in_float64(rows, self.lens).conj().T
+            energy = float(wide_squares(rows).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
-        if self.dtype == np.float32 and held.rounding.due(energy):
+        if single(self.dtype) and held.rounding.due(energy):
             exact = product_in_float64(rows, self.lens @ self.probe)
-            rounding = held.rounding + measured(self.probe @ product.astype(np.float64) - exact, energy)
+            rounding = held.rounding + measured(self.probe @ product.astype(doubled(self.dtype)) - exact.conj(), energy)
         squares: np.ndarray | float = 0.0
         if self.squares:
-            squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64) if wide else column_squares(rows)
+            squares = wide_squares(rows) if wide else column_squares(rows)
         return replace(
             held, n=held.n + x.weight, sums=held.sums + x.sums, squares=held.squares + squares, rounding=rounding
         )
@@ -116,8 +125,8 @@ class RowProduct:
         n, sums, gap = chan(a, b)
         a, b = a.centred(self.lens), b.centred(self.lens)
         product = a.product + b.product
-        product += np.outer(gap @ self.lens, gap)
-        squares = a.squares + b.squares + gap**2
-        energy = a.energy + b.energy + gap**2
+        product += np.outer((gap @ self.lens).conj(), gap)
+        squares = a.squares + b.squares + magnitudes(gap)
+        energy = a.energy + b.energy + magnitudes(gap)
         rounding = a.rounding + b.rounding
         return Products(n, a.pilot, a.absent, sums, squares, energy, product, rounding, central=True)

@@ -44,5 +44,5 @@ def shifted(x: np.ndarray, weights: np.ndarray | None, first: Rows | None) -> Ro
         x *= roots[:, None].astype(x.dtype)
     sums = checked_sums(x, roots)
     with np.errstate(over="ignore"):  # what overflows is multiplied in float64
-        energy = float(np.vdot(x, x))
+        energy = float(np.vdot(x, x).real)
     return Rows(x, pilot, absent, sums, energy, float(len(x)) if weights is None else float(weights.sum()))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.fold import Fold, Preparing
-from pipeline.kernels.content import content_id, mixed_rows, piece_edges, row_bits, stretch_sums
+from pipeline.kernels.content import content_id, mixed_rows, piece_edges, row_bits, sparse_row_bits, stretch_sums
 from pipeline.sources import ROWS
 
 __all__ = ["Content", "Seen", "Witness", "witnessed"]
@@ -80,10 +80,16 @@ class Witness:
     def block(self, x: Any, at: tuple[int, int], held: Seen | None, scratch: dict[str, np.ndarray]) -> Seen:
         return self._seen(x, self._hashes(x, at), at, held, scratch)
 
-    def _hashes(self, x: np.ndarray, at: tuple[int, int]) -> np.ndarray:
-        if self.side != ROWS:
-            return row_bits(x, at[0])
-        return stretch_sums(mixed_rows(row_bits(x), at[0]), at[0], self.stretches)
+    def _hashes(self, x: Any, at: tuple[int, int]) -> np.ndarray:
+        bits = sparse_row_bits(x.array, at[0] * (self.side != ROWS)) if hasattr(x, "array") else None
+        if bits is None:
+            bits = row_bits(x, at[0] * (self.side != ROWS))
+        return bits if self.side != ROWS else stretch_sums(mixed_rows(bits, at[0]), at[0], self.stretches)
+
+    def implicit(self, x: Any, summary: Any, at: tuple[int, int], held: Seen | None) -> Any:
+        """The same as `block`, where the summary of a block that is not made dense is there already."""
+        hashes = self._hashes(x, at)
+        return Seen(summary, hashes if held is None else held.hashes + hashes)
 
     def _seen(self, x: Any, hashes: np.ndarray, at: tuple[int, int], held: Seen | None, scratch: Any) -> Seen:
         summary = self.fold.block(x, at, None if held is None else held.summary, scratch)
@@ -117,6 +123,9 @@ class _PreparingWitness(Witness):
     def block(self, x: Any, at: tuple[int, int], held: Any, scratch: dict[str, np.ndarray]) -> Any:
         made, hashes = x
         return self._seen(made, hashes, at, held, scratch) if self.looking else self.fold.block(made, at, held, scratch)
+
+    def implicit(self, x: Any, summary: Any, at: tuple[int, int], held: Any) -> Any:
+        return super().implicit(x, summary, at, held) if self.looking else summary
 
     def combine(self, a: Any, b: Any) -> Any:
         return super().combine(a, b) if self.looking else self.fold.combine(a, b)

@@ -8,10 +8,11 @@ are the sum of the whole, so that one pass gives them, whatever the chunks, bloc
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
-__all__ = ["content_id", "mixed_rows", "piece_edges", "row_bits", "stretch_sums"]
+__all__ = ["content_id", "mixed_rows", "piece_edges", "row_bits", "sparse_row_bits", "stretch_sums"]
 
 _PIECE_BYTES = 64 << 20
 
@@ -29,6 +30,8 @@ def piece_edges(start: int, stop: int, d: int) -> np.ndarray:
 
 def row_bits(x: np.ndarray, first: int = 0) -> np.ndarray:
     """(b,) uint64: what columns [first, first + c) of some rows, a float block (b, c), add to the rows' hashes."""
+    if x.dtype.kind == "c":
+        x, first = np.ascontiguousarray(x).view(x.real.dtype), 2 * first
     c = x.shape[1]
     if x.dtype == np.float64:
         return np.ascontiguousarray(x).view(np.uint64) @ _odd(np.arange(first, first + c))
@@ -37,6 +40,19 @@ def row_bits(x: np.ndarray, first: int = 0) -> np.ndarray:
     at = np.arange(first, first + c)
     factors = _odd(at // 2) << (at % 2 * 32).astype(np.uint64)
     return np.ascontiguousarray(x).view(np.uint32).astype(np.uint64) @ factors
+
+
+def sparse_row_bits(x: Any, first: int = 0) -> np.ndarray:
+    """The same of a scipy.sparse block in double precision: zeros, stored or not, add nothing."""
+    at = np.arange(first, first + x.shape[1])
+    if x.dtype.kind != "c":
+        return _bits_of(x, x.data) @ _odd(at)
+    return _bits_of(x, x.data.real) @ _odd(2 * at) + _bits_of(x, x.data.imag) @ _odd(2 * at + 1)
+
+
+def _bits_of(x: Any, data: np.ndarray) -> Any:
+    bits = np.ascontiguousarray(data, np.float64).view(np.uint64)
+    return type(x)((bits, x.indices, x.indptr), shape=x.shape)
 
 
 def mixed_rows(bits: np.ndarray, start: int) -> np.ndarray:

@@ -1,14 +1,18 @@
 """What a matrix is made of: one module for each way that entries are stored."""
 
 from pipeline.sources.opening import Opened, open_source, unmasked
-from pipeline.sources.source import COLUMNS, ROWS, Source
+from pipeline.sources.operator import Operator
+from pipeline.sources.source import COLUMNS, ROWS, ImplicitSource, Range, Source
 from pipeline.sources.stamp import likeness, stamp, stamp_of_rows, view
 from pipeline.sources.window import Window
 
 __all__ = [
     "COLUMNS",
     "ROWS",
+    "ImplicitSource",
     "Opened",
+    "Operator",
+    "Range",
     "Source",
     "Window",
     "likeness",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import zarr
@@ -66,6 +66,7 @@ class Grid:
     axes: tuple[tuple[int, ...], tuple[int, ...]]
     index: tuple[Index, ...]
     chunks: tuple[int, ...]
+    implicit: ClassVar[bool] = False
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -18,6 +18,7 @@ import numpy as np
 import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
+from pipeline.sources.anndata import StoredSparse
 from pipeline.sources.grid import Grid
 from pipeline.sources.joined import Joined
 from pipeline.sources.source import Source
@@ -47,7 +48,13 @@ def _(source: Grid) -> str | None:
 
 @stamp.register
 def _(source: Sparse) -> str | None:
-    return _digest(source.shape, source.csr.data, source.csr.indices, source.csr.indptr)
+    return _digest(source.shape, source.array.format, source.array.data, source.array.indices, source.array.indptr)
+
+
+@stamp.register
+def _(source: StoredSparse) -> str | None:
+    parts = [_stored(part) for part in (source.data, source.indices, source.indptr)]
+    return None if None in parts else _digest(source.form, source.shape, *parts)
 
 
 @stamp.register
