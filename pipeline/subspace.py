@@ -209,8 +209,8 @@ class Subspace:
         if turn is None or not np.allclose(np.linalg.norm(turn, axis=1), self.singular_values, rtol=1e-6):
             return self if turn is None else replace(self, turn=None)
         left, values, _ = np.linalg.svd(turn, full_matrices=False)
-        components = left.T @ np.asarray(self.basis, np.float64)
-        components *= fix_signs(components)[:, None]
+        components = left.conj().T @ _wide(self.basis)
+        components = components * fix_signs(components)[:, None]
         return replace(
             self,
             components=np.where(self.present, components, np.nan).astype(self.components.dtype),
@@ -225,7 +225,7 @@ class Subspace:
         squares = np.square(self.singular_values, dtype=np.float64)
         if self.turn is None:
             return self.residual * squares
-        moments = self.turn @ self.turn.T
+        moments = self.turn @ self.turn.conj().T
         coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
         return np.sqrt(np.maximum((self.residual * squares) ** 2 - coupling**2, 0.0))
 
@@ -539,8 +539,8 @@ class Subspace:
         """What is left out when only the first k components stay; None where the residuals tell."""
         if self.left_out is None and self.turn is None:
             return None
-        factor = np.diag(self.singular_values) if self.turn is None else self.turn
-        dropped = np.linalg.norm(factor[k:], 2) ** 2, np.linalg.norm(factor[:k] @ factor[k:].T, 2)
+        factor = np.diag(np.asarray(self.singular_values, np.float64)) if self.turn is None else self.turn
+        dropped = np.linalg.norm(factor[k:], 2) ** 2, np.linalg.norm(factor[:k] @ factor[k:].conj().T, 2)
         return self._tails() + np.array(dropped)
 
     def _check_width(self, rows: np.ndarray) -> None:

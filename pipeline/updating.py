@@ -53,7 +53,7 @@ def subtracted(S: Subspace, part: Subspace) -> Subspace:
     Exact up to the root of the roundoff when both kept every direction of their data; otherwise the certificate says
     what may have been lost. Raises InputError when `part` cannot be a part of S.
     """
-    S, part = S.principal, part.principal
+    S, part = _real(S), _real(part)
     S._check_mergeable(part)
     n = S.n_samples - part.n_samples
     if n < 1 - 1e-9:
@@ -84,7 +84,7 @@ def reweighed(S: Subspace, weights: np.ndarray) -> Subspace:
 
     What the kept components leave of the variance is counted at the largest change of a weight.
     """
-    S = S.principal
+    S = _real(S)
     new = np.asarray(weights, np.float64)
     if new.shape != (S.n_features,) or not np.isfinite(new).all() or (new < 0).any():
         raise InputError(f"weights must be {S.n_features} finite numbers that are not negative")
@@ -108,6 +108,7 @@ def reweighed(S: Subspace, weights: np.ndarray) -> Subspace:
 
 def extended(S: Subspace, columns: np.ndarray, scores: np.ndarray, weights: np.ndarray | None) -> Subspace:
     """The subspace of the same samples with more features beside; raises InputError where shapes do not fit."""
+    S = S if S.turn is not None else _real(S)
     columns, scores = np.asarray(columns, np.float64), np.asarray(scores, np.float64)
     if columns.ndim != 2 or scores.shape != (len(columns), S.k):
         raise InputError(f"columns {columns.shape} and scores {scores.shape}: (n, c) and (n, {S.k}) are needed")
@@ -144,6 +145,13 @@ def extended(S: Subspace, columns: np.ndarray, scores: np.ndarray, weights: np.n
     )
     total = S.total_variance * S.dof + float(np.square(spread).sum())
     return _cut(joined, squares, turn.T, lens.T, tail, S.n_samples, total, joined.mean, k)
+
+
+def _real(S: Subspace) -> Subspace:
+    """The principal form; raises InputError for complex components, which can only be added to."""
+    if S.components.dtype.kind == "c":
+        raise InputError("the components are complex: only adding rows is offered for them")
+    return S.principal
 
 
 def _energy(S: Subspace) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,11 +23,12 @@ from hypothesis.extra import numpy as hnp
 from zarr.storage import MemoryStore
 
 from pipeline import PCA, TruncatedSVD, load, open_matrix
-from pipeline.errors import ConvergenceError, InputError, StoreError
+from pipeline.errors import ConvergenceError, InputError, PlanError, StoreError
 from pipeline.kernels.content import mixed_rows, row_bits, stretch_sums
 from pipeline.matrix import Matrix
 from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.store.state import pack, unpack
+from tests.test_cluster import Slow
 
 N, D, BLOCK = 400, 24, 20
 RNG = np.random.default_rng(0)
@@ -364,3 +367,41 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
     reads, once = len(log.read_text().split()), whole.passes * N / BLOCK
     assert reads - once <= kills * (0.1 * N / BLOCK + 2)
     assert not (tmp_path / "c").exists()
+
+
+SERVE = """
+import time
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_kill_the_scheduler(path: Path, tmp_path: Path, mortal: Mortal) -> None:
+    from distributed import Client
+
+    (tmp_path / "serve.py").write_text(SERVE)
+    cluster = subprocess.Popen([sys.executable, tmp_path / "serve.py"], stdout=subprocess.PIPE, text=True)
+    assert cluster.stdout is not None
+    model = PCA(4, solver="krylov", checkpoint=tmp_path / "c")
+    matrix = blocks(path)
+    slow = dataclasses.replace(matrix, source=dataclasses.replace(matrix.source, array=Slow(str(path), 0.05, X.shape)))
+    try:
+        with Client(cluster.stdout.readline().strip(), set_as_default=False) as client, client.as_current():
+            killer = threading.Timer(1.5, os.kill, (cluster.pid, signal.SIGKILL))
+            killer.start()
+            with pytest.raises(PlanError, match="scheduler was lost"):
+                model.fit(slow)
+            killer.join()
+    finally:
+        cluster.kill()
+        cluster.wait()
+    assert (tmp_path / "c").exists()
+    passes = 5
+    found = mortal.fit(model, slow).subspace_
+    assert 0 < mortal.read < passes * N // BLOCK
+    assert found.distance(PCA(4, solver="krylov").fit(matrix).subspace_).max() < 1e-10

@@ -239,6 +239,47 @@ def test_many_processes_commit_at_once(tmp_path: Path) -> None:
         assert load(model, version.id).n_samples == done[version.id]
 
 
+def publish_and_expire(model: Path, stop: Any) -> None:
+    """A writer that never rests."""
+    publishing.os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    number = 1
+    while not stop.is_set():
+        number += 1
+        save(of_version(number), model, overwrite=True)
+        expire(model, 2, grace=0.0)
+
+
+def test_reading_while_versions_are_published_and_expire(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["hypothesis.extra.numpy", "pipeline.store", "pytest", "xarray", "zarr"])
+    model, stop = tmp_path / "m.zarr", spawn.Event()
+    save(of_version(1), model)
+    writer = spawn.Process(target=publish_and_expire, args=(model, stop))
+    writer.start()
+    heads, olds, expired = set(), 0, 0
+    try:
+        deadline = time.monotonic() + 60
+        while (len(heads) < 4 or olds < 8) and time.monotonic() < deadline:
+            found = load(model)
+            heads.add(found.n_samples)
+            assert found == of_version(int(found.n_samples))
+            check_whole(xr.open_zarr(model).load())
+            for version in history(model).versions:
+                try:
+                    old = load(model, version.number)
+                except StoreError as error:
+                    assert "has no version" in str(error) or "has expired" in str(error)  # noqa: PT017
+                    expired += 1
+                else:
+                    assert old == of_version(version.number)
+                    olds += 1
+    finally:
+        stop.set()
+        writer.join()
+    assert len(heads) >= 4
+    assert olds >= 8
+
+
 def test_the_answer_to_a_commit_is_lost(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     import obstore
     from obstore.exceptions import GenericError
