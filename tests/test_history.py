@@ -219,18 +219,25 @@ def commit_often(model: Path, first: int, count: int, results: Any) -> None:
             results.put(("conflict", value, None))
 
 
-def test_many_processes_commit_at_once(tmp_path: Path) -> None:
+def many_commits(model: Path, processes: int, each: int) -> dict[str, float]:
+    """Processes that publish at the same time: id to value of what they were told is done."""
     spawn = multiprocessing.get_context("forkserver")
     spawn.set_forkserver_preload(["hypothesis.extra.numpy", "pipeline.store", "pytest", "xarray", "zarr"])
-    model, results = tmp_path / "m.zarr", spawn.Queue()
-    save(of_version(1), model)
-    writers = [spawn.Process(target=commit_often, args=(model, 100 * (i + 1), 2, results)) for i in range(8)]
+    results = spawn.Queue()
+    given = [(model, 100 * (i + 1), each, results) for i in range(processes)]
+    writers = [spawn.Process(target=commit_often, args=args) for args in given]
     for writer in writers:
         writer.start()
-    told = [results.get(timeout=120) for _ in range(16)]
+    told = [results.get(timeout=200) for _ in range(processes * each)]
     for writer in writers:
         writer.join()
-    done = {id: value for what, value, id in told if what == "done"}
+    return {id: value for what, value, id in told if what == "done"}
+
+
+def test_many_processes_commit_at_once(tmp_path: Path) -> None:
+    model = tmp_path / "m.zarr"
+    save(of_version(1), model)
+    done = many_commits(model, 8, 2)
     versions = history(model).versions
     assert {v.id for v in versions[1:]} == set(done)
     assert [v.number for v in versions] == list(range(1, len(versions) + 1))

@@ -36,9 +36,11 @@ def only_writer(model: Path, doing: str = "is publishing") -> Iterator[None]:
         yield
     finally:
         # Removed while it is held: who waits for this file finds that it is gone and takes a new one.
-        with suppress(OSError):
-            os.unlink(path)
-        os.close(descriptor)
+        try:
+            with suppress(OSError):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def _try(path: Path) -> int | None:
