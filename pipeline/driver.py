@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import speed
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold, Tally
 from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowScores, Witness, witnessed
 from pipeline.folds.means import Observed
 from pipeline.keep import Keep
 from pipeline.matrix import Matrix
+from pipeline.pour import pour
 from pipeline.solvers import Solver
 from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
 from pipeline.sources import ROWS, Operator, likeness
+from pipeline.sources.stream import Stream
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.store.state import nbytes_of, pack
 from pipeline.stretches import EVERY, Half, walk_in_stretches
@@ -86,6 +89,8 @@ def solve(
     cost, tol = solver.cost(X), solver.settings.tol
     fills = solver.settings.missing != "error"
     passes = None if tol is not None or solver.settings.missing == "em" else cost.passes + fills
+    if checkpoint is not None and isinstance(X.source, Stream):
+        raise InputError(f"{X.name} can be read only once, so that nothing could go on from a checkpoint: leave it out")
     keeper = _Keeper(checkpoint, {} if checkpoint is None else _about(X, solver), checkpoint_every)
     run = keeper.begun() or Run(solver.init(X))
     if fills:
@@ -107,7 +112,7 @@ def solve(
     found = solver.result(X, run.state)
     seen = [] if run.content is None else [run.content.plain()]
     story = {"solver": solver.name, "reason": reason, "walks": _plain(run.walks), "seen": seen}
-    found = replace(found, passes=len(run.walks), provenance=story)
+    found = replace(found, passes=len(run.walks), provenance={**story, **found.provenance})
     if tol is not None and np.sin(found.angle_bound) > tol:
         raise ConvergenceError(
             f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "
@@ -139,9 +144,14 @@ def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.nd
 def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
     """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
     matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
-    looking = run.content is None and not isinstance(X.source, Operator)  # of which no entries are known
+    # Of an operator no entries are known, and of a stream not how many there will be.
+    looking = run.content is None and not isinstance(X.source, Operator | Stream)
     seeing = witnessed(fold, *X.shape, looking=looking)
-    summary, tally = keeper.walked(run, matrix, seeing, pass_number=number, **told)
+    if isinstance(X.source, Stream):
+        summary, tally = pour(matrix, fold)
+    else:
+        summary, tally = keeper.walked(run, matrix, seeing, pass_number=number, **told)
+    speed.observe(X, tally)
     run = replace(run, walks=(*run.walks, {"pass": number, **asdict(tally)}), half=None)
     if not looking:
         return summary, run
@@ -184,7 +194,9 @@ class _Keeper:
 
 def _about(X: Matrix, solver: Solver[Any]) -> dict[str, str]:
     """What a checkpoint is valid for, in a few words: the data and the settings."""
-    tree, arrays = pack([solver, X.weights, X.sample_weights])
+    start = solver.settings.start
+    asked = replace(solver, settings=replace(solver.settings, start=None))  # type: ignore[type-var]
+    tree, arrays = pack([asked, X.weights, X.sample_weights, None if start is None else start.basis])
     settings = json.dumps([solver.name, tree, {name: array.tolist() for name, array in arrays.items()}])
     return {
         "data": f"{likeness(X.source)} {X.shape[0]} x {X.shape[1]} {X.dtype}",

@@ -12,12 +12,13 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.blocks import doubled, working_dtype
+from pipeline.kernels.blocks import check_digits, doubled, working_dtype
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
+from pipeline.sources.stream import Stream
 
-__all__ = ["Matrix", "open_matrix"]
+__all__ = ["Matrix", "open_matrix", "open_stream"]
 
 # A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
 # still cut, so that every core has something to do and progress can be seen.
@@ -161,6 +162,8 @@ class Matrix:
         """Positions [start, stop) of the walked side, as `read` gives them."""
         with self._reading(start, stop):
             block = self.source.read(*self._rectangle(start, stop), out)
+            if self.dtype.kind in "iu" and self.dtype.itemsize == 8:
+                check_digits(block, self.name)
         if out is None:
             block = block.astype(self.work_dtype, copy=False)
         if self.code is not None:
@@ -314,6 +317,8 @@ def open_matrix(
         if any(a is not None for a in (variable, sample_dims, weights, sample_weights, select)):
             raise InputError("the source is a Matrix already: give its options when it is first opened")
         return source
+    if isinstance(source, Iterator):
+        raise InputError("a stream of blocks can be read only once: give it to the fit of a model")
     opened = open_source(source, variable, sample_dims, select)
     return Matrix(
         opened.source,
@@ -323,6 +328,16 @@ def open_matrix(
         None if weights is None else _feature_weights(weights, opened.features),
         None if sample_weights is None else _sample_weights(sample_weights, opened.source.shape[0]),
     )
+
+
+def open_stream(blocks: Iterator[Any]) -> Matrix:
+    """A Matrix of an iterator of row blocks (m, d), which can be walked once; its length is known afterwards.
+
+    Raises InputError when there is no block, or the first one is no table of numbers.
+    """
+    source = Stream(blocks)
+    d = source.shape[1]
+    return Matrix(source, Labels.plain("sample", 0), Labels.plain("feature", d), "stream")
 
 
 def _sample_weights(weights: Any, n: int) -> np.ndarray:

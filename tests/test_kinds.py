@@ -104,6 +104,9 @@ KINDS: dict[str, Callable[[Path], tuple[Any, np.ndarray]]] = {
     "scipy's operator": lambda tmp: (sp.linalg.aslinearoperator(X), X),
     "complex zarr": lambda tmp: (zarr_of(tmp / "x.zarr", Z), Z),
     "complex dask": lambda tmp: (da.from_array(Z, chunks=(20, 13)), Z),
+    "wide csr": lambda tmp: (sp.csr_array(X.T), X.T),
+    "wide complex csc": lambda tmp: (sp.csc_array(Z.T), Z.T),
+    "wide operator": lambda tmp: (operator(X.T), X.T),
     "complex64": lambda tmp: (Z.astype("c8"), Z),
 }  # fmt: skip
 
@@ -135,7 +138,7 @@ def test_both_sides_are_the_same_matrix(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(matrix.rows(3, 21).read(0), dense[3:21], rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS, "single_pass"] if "single_pass" not in SOLVERS else SOLVERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_solver_finds_what_numpy_finds(kind: str, solver: str, tmp_path: Path) -> None:
     source, dense = KINDS[kind](tmp_path)

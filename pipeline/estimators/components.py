@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from os import PathLike
@@ -17,7 +18,14 @@ from zarr.abc.store import Store
 from pipeline.adjoint import check_operator
 from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.estimators.containers import (
+    apply_rows,
+    check_features,
+    column_names,
+    matrix_like,
+    open_for_fit,
+    rows_from_scores,
+)
 from pipeline.keep import Keep
 from pipeline.kernels.blocks import magnitudes
 from pipeline.kernels.rank import Rank
@@ -26,6 +34,7 @@ from pipeline.plans import Plan, Prepared, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
+from pipeline.store import load
 from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.subspace import Subspace
 
@@ -60,19 +69,23 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         estimator._keep(subspace)
         return estimator
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, start: Any = None) -> Self:
         """Find the components of X.
 
         Parameters
         ----------
-        X : Matrix or anything that `open_matrix` opens
-            n samples by d features.
+        X : Matrix or anything that `open_matrix` opens, or an iterator of row blocks (m, d)
+            n samples by d features. An iterator is read once, so that only the solvers of one pass serve: 'gram' and
+            'single_pass'.
         y : ignored
+        start : Subspace, fitted model or the path of a store, optional
+            An answer to begin with, such as that of the same data before it changed a little: an iterative solver then
+            takes one or two passes. The exact solvers have no use for it.
 
         Raises
         ------
         InputError, StoreError
-            When the data cannot be used.
+            When the data, or the start, cannot be used.
         PlanError
             When it does not fit in memory.
         ConvergenceError
@@ -80,7 +93,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """
         if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
             raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
-        self._found(open_for_fit(self, X), with_scores=False)
+        begin = None if start is None else start_of(start)
+        self._found(open_for_fit(self, X), with_scores=False, start=begin)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
@@ -96,8 +110,11 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return self.fit(X, y).transform(X)
         return self._found(matrix, with_scores=True)
 
-    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
+    def _found(self, matrix: Matrix, with_scores: bool, start: Subspace | None = None) -> Any:
         settings = self.settings()
+        if start is not None:
+            check_features(self, matrix, start)
+            settings = replace(settings, start=start)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
@@ -111,6 +128,10 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         try:
             with checkpoint_at(self.checkpoint) as checkpoint:
                 subspace = solve(ready.matrix, ready.solver, keep, checkpoint)
+            if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
+                raise InputError(
+                    f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance"
+                )
             self.plan_ = ready.plan
             self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
             return self._whitened(self._scores(ready, keep)) if with_scores else None
@@ -236,6 +257,17 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _html_repr(self) -> str:  # what notebooks show of a fitted model, beside its parameters
         fitted = self.subspace_._repr_html_() if hasattr(self, "subspace_") else ""
         return str(super()._html_repr()) + fitted
+
+
+def start_of(start: Any) -> Subspace:
+    """The Subspace of a start: itself, that of a fitted model, or what a store holds; raises InputError, StoreError."""
+    if isinstance(start, Components):
+        return start.subspace
+    if isinstance(start, str | PathLike | Store):
+        return load(start)
+    if not isinstance(start, Subspace):
+        raise InputError(f"start is a {type(start).__name__}: give a Subspace, a fitted model or the path of a store")
+    return start
 
 
 def seed_of(random_state: Any) -> int:

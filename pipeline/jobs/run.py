@@ -75,7 +75,7 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
         matrix = open_source(spec.source)
         # The checkpoint goes when the model is stored, not before.
         with checkpoint_at(spec.model.checkpoint) as checkpoint:
-            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix)
+            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix, start=spec.model.start)
             save(estimator.subspace_, place, overwrite=output.overwrite, parent=head)
         try:
             _write_products(spec, matrix, estimator)
@@ -97,7 +97,7 @@ def open_source(spec: SourceSpec) -> Matrix:
 
 def make_estimator(spec: ModelSpec) -> PCA | TruncatedSVD:
     """The estimator of a job, not fitted yet."""
-    parameters = spec.model_dump(exclude={"estimator", "center"})
+    parameters = spec.model_dump(exclude={"estimator", "center", "start"})
     if spec.estimator == "TruncatedSVD":
         return TruncatedSVD(**parameters)
     return PCA(center=spec.center is not False, **parameters)

@@ -59,11 +59,15 @@ def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> n
     Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. Two projections are enough
     where columns are independent (Giraud, Langou and Rozloznik 2005); replaced ones take one more.
     """
-    for _ in range(3):
+    replaced = False
+    for turn in range(3):
         before = np.linalg.norm(a, axis=0)
         a = a - known @ (known.conj().T @ a)
         q, r = scipy.linalg.qr(a, mode="economic", check_finite=False)
         lost = np.abs(np.diag(r)) <= 1e-14 * before
+        if turn and not lost.any() and not replaced:
+            break
+        replaced = bool(lost.any())
         a = np.where(lost, spare, q)
     return q
 
