@@ -114,9 +114,11 @@ def solve(
     story = {"solver": solver.name, "reason": reason, "walks": _plain(run.walks), "seen": seen}
     found = replace(found, passes=len(run.walks), provenance={**story, **found.provenance})
     if tol is not None and np.sin(found.angle_bound) > tol:
+        unknown = solver.settings.missing == "em" and reason == CONVERGED
+        why = "no bound is known where entries are missing" if unknown else _WHY[reason]
         raise ConvergenceError(
             f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "
-            f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
+            f"{np.sin(found.angle_bound):.1e}, as {why}; ask for a larger tol or another n_components",
             found,
         )
     if reason == LIMIT and solver.settings.missing == "em":
