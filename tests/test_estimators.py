@@ -392,7 +392,7 @@ def test_an_estimator_of_a_stored_subspace(tmp_path: Any) -> None:
         ({"memory_limit": 0}, "memory_limit=0"),
         ({"memory_limit": -5}, "memory_limit=-5"),
         ({"memory_limit": [1]}, r"memory_limit=\[1\]"),
-        ({"checkpoint": "x.zarr"}, "checkpoint"),
+        ({"checkpoint": 3}, "checkpoint"),
         ({"random_state": "a"}, "random_state='a'"),
         ({"random_state": -1}, "random_state=-1"),
         ({"random_state": 1.5}, "random_state=1.5"),
