@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline import errors as errors
     from pipeline.estimators import PCA as PCA
+    from pipeline.estimators import AnomalyDetector as AnomalyDetector
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
+    from pipeline.federation import aggregate as aggregate
+    from pipeline.flag import Flag as Flag
     from pipeline.matrix import Matrix as Matrix
     from pipeline.matrix import open_matrix as open_matrix
     from pipeline.plans import plan as plan
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
 # Where each public name lives. Names are imported at their first use: Dask, xarray and scikit-learn cost seconds,
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
+    "AnomalyDetector": "pipeline.estimators",
+    "Flag": "pipeline.flag",
     "Matrix": "pipeline.matrix",
     "PCA": "pipeline.estimators",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
+    "aggregate": "pipeline.federation",
     "errors": "pipeline.errors",
     "load": "pipeline.store",
     "open_matrix": "pipeline.matrix",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.flag import Flag, checked_type
 from pipeline.kernels.blocks import working_dtype
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
 from pipeline.labels import Labels
@@ -198,6 +199,14 @@ class Subspace:
             residual=self.residual[:k],
             angle_bounds=self.angle_bounds[:k],
         )
+
+    def flag(self, flag_type: Any) -> Flag:
+        """Its first d_1 < d_2 < … components as nested subspaces, for `Flag.distance`, `Flag.mean`, `Flag.median`.
+
+        Raises InputError where the dimensions do not increase, or are more than there are components.
+        """
+        kind = checked_type(flag_type, self.k)
+        return Flag(kind, self.basis[: kind[-1]])
 
     def merge(self, other: Subspace, n_components: int | None = None) -> Subspace:
         """The subspace of both sets of samples together (Iwen and Ong 2016, with means).
