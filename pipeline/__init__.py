@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pipeline import errors as errors
     from pipeline.estimators import PCA as PCA
     from pipeline.estimators import AnomalyDetector as AnomalyDetector
+    from pipeline.estimators import FederatedPCA as FederatedPCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
+    from pipeline.federation import Site as Site
     from pipeline.federation import aggregate as aggregate
     from pipeline.flag import Flag as Flag
     from pipeline.matrix import Matrix as Matrix
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
     "AnomalyDetector": "pipeline.estimators",
+    "FederatedPCA": "pipeline.estimators",
     "Flag": "pipeline.flag",
     "Matrix": "pipeline.matrix",
     "PCA": "pipeline.estimators",
+    "Site": "pipeline.federation",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
     "aggregate": "pipeline.federation",

@@ -253,7 +253,7 @@ class Subspace:
             mean=mean,
             n_samples=n,
             total_variance=spread / dof if dof else 0.0,
-            residual=tail / np.maximum(squares[:k], np.finfo(float).tiny),
+            residual=tail / np.maximum(squares[:k], max(1e-16 * float(squares[0]), np.finfo(float).tiny)),
             angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
             passes=max(self.passes, other.passes),
         )

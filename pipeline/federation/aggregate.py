@@ -21,7 +21,7 @@ from pipeline.federation.trimmed import trimmed
 from pipeline.kernels.linalg import fix_signs, principal_angles
 from pipeline.subspace import Subspace
 
-__all__ = ["AGGREGATIONS", "ROBUST", "aggregate"]
+__all__ = ["AGGREGATIONS", "ROBUST", "aggregate", "stored"]
 
 AGGREGATIONS: dict[str, Aggregation] = {
     "flag_mean": flag_mean,
@@ -88,9 +88,7 @@ def aggregate(
     dtype = np.result_type(*(s.components.dtype for s in subspaces))
     story = {"method": f"aggregate:{method}", "members": len(subspaces), "steps": agreed.steps}
     left_out = [j for j, t in enumerate(agreed.trust) if t == 0]
-    found = replace(
-        _stored(found, dtype), provenance=story | ({"left_out": left_out} if method in ROBUST else {})
-    )
+    found = replace(stored(found, dtype), provenance=story | ({"left_out": left_out} if method in ROBUST else {}))
     if not agreed.rests:
         raise ConvergenceError(f"{method} did not come to rest in {agreed.steps} steps: leave out outliers", found)
     return found
@@ -113,7 +111,7 @@ def finished(members: Members, agreed: Agreement, robust: bool) -> Subspace:
         whole,
         components=np.where(whole.present, rows, np.nan),
         singular_values=values,
-        residual=miss / np.maximum(squares, np.finfo(float).tiny),
+        residual=miss / np.maximum(squares, max(1e-16 * float(squares.max(initial=0.0)), np.finfo(float).tiny)),
         angle_bounds=np.full(k, np.pi / 2) if robust else _bounds(rows, whole),
     )
 
@@ -165,7 +163,7 @@ def _members(subspaces: Sequence[Subspace], method: str, n_components: Any) -> t
     return members, int(k)
 
 
-def _stored(found: Subspace, dtype: Any) -> Subspace:
+def stored(found: Subspace, dtype: Any) -> Subspace:
     """In the members' precision; what rounding to it turns is in the bounds."""
     if dtype == np.float64:
         return found

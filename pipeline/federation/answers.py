@@ -1,0 +1,84 @@
+"""What a coordinator may ask of a site, and the site's answer: summaries of the shape of a subspace, never a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import FederationError
+from pipeline.federation.local import Local
+from pipeline.federation.record import Record
+from pipeline.matrix import Matrix
+from pipeline.subspace import Subspace
+
+__all__ = ["TASKS", "answer", "subspace_from", "subspace_record"]
+
+Memory = dict[str, Any]
+
+
+def answer(X: Matrix, request: Record, memory: Memory) -> tuple[Record, Memory]:
+    """A site's reply to one request, and what it remembers for the next one.
+
+    Raises FederationError for a request of a kind that is not answered, InputError where the site's data are not fit.
+    """
+    if request.kind not in TASKS:
+        raise FederationError(f"a request {request.kind!r} is not answered")
+    if memory.get("federation") != request.facts.get("federation"):
+        kept = {name: memory[name] for name in ("moments",) if name in memory}
+        memory = {**kept, "federation": request.facts.get("federation")}
+    return TASKS[request.kind](Local(X, memory), request), memory
+
+
+def _moments(local: Local, request: Record) -> Record:
+    mean, squares = local.moments()
+    weights = {} if local.X.weights is None else {"weights": local.X.weights}
+    facts = {"n": local.n, "dtype": str(local.X.work_dtype)}
+    return Record("moments", request.round, {"mean": mean, "squares": squares, **weights}, facts)
+
+
+def _subspace(local: Local, request: Record) -> Record:
+    found = subspace_record(local.subspace(request), request.round)
+    return replace(found, facts={**found.facts, "dtype": str(local.X.work_dtype)})
+
+
+def _product(local: Local, request: Record) -> Record:
+    product, rounding = local.product(request.arrays["block"], *local.standard(request))
+    return Record("product", request.round, {"product": product}, {"n": local.n, "rounding": rounding})
+
+
+TASKS: dict[str, Callable[[Local, Record], Record]] = {
+    "moments": _moments,
+    "product": _product,
+    "subspace": _subspace,
+}
+"""Kind of a request to what answers it."""
+
+
+def subspace_record(found: Subspace, number: int) -> Record:
+    """A subspace as a message."""
+    names = ("components", "singular_values", "mean", "residual", "angle_bounds")
+    arrays = {name: np.asarray(getattr(found, name), np.float64) for name in names}
+    optional = {name: getattr(found, name) for name in ("scale", "weights") if getattr(found, name) is not None}
+    facts = {"n": float(found.n_samples), "total_variance": float(found.total_variance), "centered": found.centered}
+    return Record("subspace", number, {**arrays, **optional}, facts)
+
+
+def subspace_from(record: Record) -> Subspace:
+    """The inverse of `subspace_record`."""
+    a, facts = record.arrays, record.facts
+    return Subspace(
+        a["components"],
+        a["singular_values"],
+        a["mean"],
+        float(facts["n"]),
+        float(facts["total_variance"]),
+        a["residual"],
+        a["angle_bounds"],
+        scale=a.get("scale"),
+        weights=a.get("weights"),
+        centered=bool(facts["centered"]),
+        passes=1,
+    )

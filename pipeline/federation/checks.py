@@ -1,0 +1,129 @@
+"""What is wrong with a reply, if anything: a site that sends it is left out with this reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.federation.record import Record
+
+__all__ = ["fault"]
+
+_ORTHONORMAL, _SYMMETRIC = 1e-6, 1e-6
+
+
+def fault(request: Record, reply: Any, d: int) -> str | None:
+    """Why a reply to a request cannot be used, or None.
+
+    Parameters
+    ----------
+    request, reply : Record
+    d : int
+        Features that the federation has.
+    """
+    if not isinstance(reply, Record):
+        return f"sent a {type(reply).__name__}, not a message"
+    if reply.round != request.round:
+        return f"stale round: answered round {reply.round} in round {request.round}"
+    if reply.kind != request.kind:
+        return f"answered {reply.kind!r} when asked for {request.kind!r}"
+    n = reply.facts.get("n")
+    if not _number(n) or not n > 0:
+        return f"wrong number of samples: {n!r}"
+    shapes, must, judge = _KINDS[request.kind]
+    expected = shapes(request, d)
+    missing = [name for name in must if name not in reply.arrays]
+    if missing:
+        return f"sent no {missing[0]}"
+    for name, array in reply.arrays.items():
+        if name not in expected:
+            return f"sent {name!r}, which was not asked for"
+        if not _fits(array.shape, expected[name]):
+            return f"wrong shape: {name} is {array.shape}, not {expected[name]}"
+        if array.dtype.kind != "f" or array.dtype.itemsize < 4:
+            return f"wrong dtype: {name} is {array.dtype}"
+    mean = reply.arrays.get("mean")
+    there = slice(None) if mean is None else np.isfinite(mean)
+    for name, array in reply.arrays.items():
+        values = array[..., there] if array.shape[-1:] == (d,) and name != "mean" else array
+        if not (np.isfinite(values) | np.isnan(values) & (name == "mean")).all():
+            return f"NaN or Inf in {name}"
+    if mean is not None and not there.any():  # type: ignore[union-attr]
+        return "NaN in every feature of mean"
+    return judge(request, reply)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """None stands for 1 up to what was asked for; negative numbers for at most so many."""
+    return len(shape) == len(expected) and all(
+        n == e if e is None or e >= 0 else 1 <= n <= -e for n, e in zip(shape, expected, strict=True)
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _moments(request: Record, reply: Record) -> str | None:
+    return "negative sums of squares" if (reply.arrays["squares"] < 0).any() else None
+
+
+def _subspace(request: Record, reply: Record) -> str | None:
+    a = reply.arrays
+    rows, values = np.nan_to_num(a["components"]), a["singular_values"]
+    if len({len(a[name]) for name in ("components", "singular_values", "residual", "angle_bounds")}) > 1:
+        return "wrong shape: as many values as components are needed"
+    error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
+    if error > _ORTHONORMAL:
+        return f"non-orthonormal basis: V V^T is off by {error:.1e}"
+    if (values < 0).any() or (np.diff(values) > 1e-9 * values[0]).any():
+        return "singular values that are negative or do not fall"
+    if (a["residual"] < 0).any() or (a["angle_bounds"] < 0).any():
+        return "a negative residual or angle bound"
+    variance = reply.facts.get("total_variance")
+    if not _number(variance) or variance < 0:
+        return f"wrong total variance: {variance!r}"
+    centered = reply.facts.get("centered")
+    if centered != request.facts["center"]:
+        return "centred other than was asked for"
+    kept = float(np.square(values).sum())
+    if centered and kept > (1 + 1e-6) * variance * max(float(reply.facts["n"]) - 1, 0) + 1e-300:
+        return "components of more variance than there is"
+    return None
+
+
+def _product(request: Record, reply: Record) -> str | None:
+    if not _number(reply.facts.get("rounding")) or reply.facts["rounding"] < 0:
+        return f"wrong rounding: {reply.facts.get('rounding')!r}"
+    product, block = np.asarray(reply.arrays["product"]), request.arrays["block"]
+    inner = product @ block.T  # Q C Q^T: what it must be for any rows
+    size = max(float(np.linalg.norm(product)), 1e-300)
+    if np.abs(inner - inner.T).max() > _SYMMETRIC * size + reply.facts["rounding"]:
+        return "a product that no rows have: it is not symmetric"
+    if np.linalg.eigvalsh((inner + inner.T) / 2)[0] < -_SYMMETRIC * size - reply.facts["rounding"]:
+        return "a product that no rows have: it is not positive"
+    return None
+
+
+Shapes = Callable[[Record, int], dict[str, tuple[int | None, ...]]]
+Judge = Callable[[Record, Record], str | None]
+
+
+def _shapes_of_subspace(request: Record, d: int) -> dict[str, tuple[int | None, ...]]:
+    k = -int(request.facts["k"])
+    few = {name: (k,) for name in ("singular_values", "residual", "angle_bounds")}
+    return {"components": (k, d), **few, "mean": (d,), "scale": (d,), "weights": (d,)}
+
+
+_KINDS: dict[str, tuple[Shapes, tuple[str, ...], Judge]] = {
+    "moments": (lambda request, d: {"mean": (d,), "squares": (d,), "weights": (d,)}, ("mean", "squares"), _moments),
+    "product": (lambda request, d: {"product": (len(request.arrays["block"]), d)}, ("product",), _product),
+    "subspace": (
+        _shapes_of_subspace,
+        ("components", "singular_values", "mean", "residual", "angle_bounds"),
+        _subspace,
+    ),
+}
+"""Kind of a request to the shapes of the arrays in a reply, those that must be there, and what else must hold."""
