@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from pipeline.federation.admm import Consensus
 from pipeline.federation.aggregate import AGGREGATIONS, aggregate
 from pipeline.federation.one_shot import OneShot
 from pipeline.federation.power import Power
@@ -13,8 +15,15 @@ from pipeline.federation.site import Site
 
 __all__ = ["AGGREGATIONS", "METHODS", "Site", "aggregate"]
 
+def _one_shot(rule: str, **options: Any) -> OneShot:
+    return OneShot(rule, options)
+
+
 METHODS: dict[str, Callable[..., Method[Any]]] = {
+    "admm": partial(Consensus, "fedpg"),
+    "fedpe": partial(Consensus, "fedpe"),
+    "fedpg": partial(Consensus, "fedpg"),
     "power": Power,
-    **{name: lambda name=name, **options: OneShot(name, options) for name in AGGREGATIONS},
+    **{name: partial(_one_shot, name) for name in AGGREGATIONS},
 }
 """Name to maker: what `aggregation=` of `FederatedPCA` takes."""

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.errors import FederationError
 from pipeline.federation.local import Local
 from pipeline.federation.record import Record
+from pipeline.kernels.consensus import STEPS
 from pipeline.matrix import Matrix
 from pipeline.subspace import Subspace
 
@@ -49,7 +50,26 @@ def _product(local: Local, request: Record) -> Record:
     return Record("product", request.round, {"product": product}, {"n": local.n, "rounding": rounding})
 
 
+def _consensus(local: Local, request: Record) -> Record:
+    facts, memory, z = request.facts, local.memory, request.arrays["block"]
+    mean, scale = local.standard(request)
+    rho, k = float(facts["rho"]), len(z)
+
+    def product(u: np.ndarray) -> np.ndarray:
+        return local.product(u, mean, scale)[0] / local.n
+
+    u, y, t = memory.get("consensus", (z, np.zeros_like(z), np.zeros((k, k))))
+    apart = float(np.linalg.norm(u - z)) if "consensus" in memory else 1.0
+    y = y + rho * (u - z)
+    if "top" not in memory:
+        memory["top"] = local.top(mean, scale)
+    u, t = STEPS[facts["variant"]](product, z, u, y, t, rho, memory["top"], int(facts["steps"]))
+    memory["consensus"] = (u, y, t)
+    return Record("consensus", request.round, {"given": u + y / rho}, {"n": local.n, "apart": apart, "top": memory["top"]})
+
+
 TASKS: dict[str, Callable[[Local, Record], Record]] = {
+    "consensus": _consensus,
     "moments": _moments,
     "product": _product,
     "subspace": _subspace,

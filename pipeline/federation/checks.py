@@ -29,7 +29,7 @@ def fault(request: Record, reply: Any, d: int) -> str | None:
         return f"stale round: answered round {reply.round} in round {request.round}"
     if reply.kind != request.kind:
         return f"answered {reply.kind!r} when asked for {request.kind!r}"
-    n = reply.facts.get("n")
+    n: Any = reply.facts.get("n")
     if not _number(n) or not n > 0:
         return f"wrong number of samples: {n!r}"
     shapes, must, judge = _KINDS[request.kind]
@@ -82,7 +82,7 @@ def _subspace(request: Record, reply: Record) -> str | None:
         return "singular values that are negative or do not fall"
     if (a["residual"] < 0).any() or (a["angle_bounds"] < 0).any():
         return "a negative residual or angle bound"
-    variance = reply.facts.get("total_variance")
+    variance: Any = reply.facts.get("total_variance")
     if not _number(variance) or variance < 0:
         return f"wrong total variance: {variance!r}"
     centered = reply.facts.get("centered")
@@ -107,6 +107,14 @@ def _product(request: Record, reply: Record) -> str | None:
     return None
 
 
+def _consensus(request: Record, reply: Record) -> str | None:
+    for name in ("apart", "top"):
+        if not _number(reply.facts.get(name)) or reply.facts[name] < 0:
+            return f"wrong {name}: {reply.facts.get(name)!r}"
+    size = float(np.linalg.norm(reply.arrays["given"]))
+    return f"a basis of norm {size:.1e}" if size > 1e3 * np.sqrt(len(request.arrays["block"])) else None
+
+
 Shapes = Callable[[Record, int], dict[str, tuple[int | None, ...]]]
 Judge = Callable[[Record, Record], str | None]
 
@@ -118,6 +126,7 @@ def _shapes_of_subspace(request: Record, d: int) -> dict[str, tuple[int | None, 
 
 
 _KINDS: dict[str, tuple[Shapes, tuple[str, ...], Judge]] = {
+    "consensus": (lambda request, d: {"given": (len(request.arrays["block"]), d)}, ("given",), _consensus),
     "moments": (lambda request, d: {"mean": (d,), "squares": (d,), "weights": (d,)}, ("mean", "squares"), _moments),
     "product": (lambda request, d: {"product": (len(request.arrays["block"]), d)}, ("product",), _product),
     "subspace": (

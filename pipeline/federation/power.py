@@ -25,7 +25,7 @@ from pipeline.kernels.certificate import sine_bounds
 from pipeline.kernels.linalg import eigh_descending, fix_signs, orthonormal, orthonormal_beside
 from pipeline.subspace import Subspace
 
-__all__ = ["Power", "PowerState", "ritz_subspace"]
+__all__ = ["Power", "PowerState", "advanced", "ritz_subspace", "shared"]
 
 _MOST = 100  # rounds, where no number is given
 
@@ -68,7 +68,7 @@ class Power:
         number = state.round + 1
         if state.standard is None:
             return asks_moments(terms, number)
-        arrays = _shared(terms, state.standard)
+        arrays = shared(terms, state.standard)
         if state.block is None:
             return Record("subspace", number, {k: v for k, v in arrays.items() if k == "scale"}, terms.facts)
         block = np.zeros((len(state.block), state.standard.mean.size))
@@ -198,7 +198,7 @@ def ritz_subspace(
     return standard.dressed(found, terms.center)
 
 
-def _shared(terms: Terms, standard: Standard) -> dict[str, np.ndarray]:
+def shared(terms: Terms, standard: Standard) -> dict[str, np.ndarray]:
     """The mean and spread that sites are to use, without NaN."""
     if terms.standardise == "site" and terms.scale is not None:
         return {}
