@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.estimators import AnomalyDetector as AnomalyDetector
     from pipeline.estimators import FederatedPCA as FederatedPCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
+    from pipeline.federation import DP as DP
     from pipeline.federation import Site as Site
     from pipeline.federation import aggregate as aggregate
     from pipeline.flag import Flag as Flag
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
     "AnomalyDetector": "pipeline.estimators",
+    "DP": "pipeline.federation",
     "FederatedPCA": "pipeline.estimators",
     "Flag": "pipeline.flag",
     "Matrix": "pipeline.matrix",

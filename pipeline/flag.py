@@ -63,7 +63,7 @@ class Flag:
     def mean(flags: Sequence[Flag], weights: Any = None) -> Flag:
         """The flag of least weighted sum of squared chordal distances (Mankovich and Birdal 2023).
 
-        Raises InputError where types, widths or weights do not fit, ConvergenceError where the steps do not come to rest.
+        Raises InputError where types, widths or weights do not fit, ConvergenceError where it does not come to rest.
         """
         w = _check_alike(flags, weights)
         basis, steps, rests = chordal_mean([f.components for f in flags], w, flags[0].type)

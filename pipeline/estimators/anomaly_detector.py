@@ -153,7 +153,7 @@ class AnomalyDetector(BaseEstimator):
             value = getattr(self, name)
             if name == "threshold" and isinstance(value, str) and value == "q":
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < 1:
                 ways = "a quantile between 0 and 1, or 'q'" if name == "threshold" else "a share between 0 and 1"
                 raise InputError(f"{name}={value!r}: give {ways}")
 

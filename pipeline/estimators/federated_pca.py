@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 
-from pipeline.errors import FederationError, InputError
+from pipeline.errors import InputError
 from pipeline.estimators.components import Components, seed_of
-from pipeline.federation import METHODS, Site
+from pipeline.federation import AGGREGATIONS, METHODS, Site
 from pipeline.federation.aggregate import stored
 from pipeline.federation.circle import Circle
-from pipeline.federation.rounds import Keep, Method, federate
+from pipeline.federation.privacy import DP
+from pipeline.federation.record import Record, pack, unpack
+from pipeline.federation.rounds import Keep, Method, federate, state_from
 from pipeline.federation.site import Member, sites_of
 from pipeline.federation.terms import Terms
 from pipeline.matrix import Matrix, open_matrix
@@ -45,6 +48,8 @@ class FederatedPCA(Components):
         Divide features by their standard deviation.
     standardise : {'global', 'site'}
         By the mean and spread of all sites together, or each site by its own.
+    secure : bool
+        Learn only sums over all sites (with 'power', 'fedpg' and 'fedpe'): what a single site says stays masked.
     quorum : int or float, optional
         Sites that must stay in, as a number or a share; default: more than half.
     timeout : float
@@ -53,6 +58,8 @@ class FederatedPCA(Components):
         Estimated sine of the largest angle at which rounds end.
     options : dict, optional
         Of the aggregation, as {'trim': 0.2} or {'flag_type': (1, 3)}.
+    checkpoint : path, URL or zarr Store, optional
+        Where the state of the rounds is kept: a federation that was broken off goes on there.
     random_state : int, RandomState or None
         Of what is random at the coordinator.
 
@@ -93,10 +100,12 @@ class FederatedPCA(Components):
         center: bool = True,
         scale: str | None = None,
         standardise: str = "global",
+        secure: bool = False,
         quorum: int | float | None = None,
         timeout: float = 600.0,
         tol: float = 1e-8,
         options: Mapping[str, Any] | None = None,
+        checkpoint: Any = None,
         random_state: Any = 0,
     ) -> None:
         self.n_components = n_components
@@ -106,13 +115,15 @@ class FederatedPCA(Components):
         self.center = center
         self.scale = scale
         self.standardise = standardise
+        self.secure = secure
         self.quorum = quorum
         self.timeout = timeout
         self.tol = tol
         self.options = options
+        self.checkpoint = checkpoint
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, *, keep: Keep | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Find the components that the sites agree on.
 
         Parameters
@@ -133,10 +144,37 @@ class FederatedPCA(Components):
         terms, method = self._terms(), self._method()
         sites = _named(X)
         labels = _labels(sites, terms.k)
-        circle = Circle(sites, self._quorum(len(sites)), float(self.timeout), uuid.uuid4().hex)
-        found = federate(circle, method, terms, keep=keep)
+        if self.secure and len(sites) < 2:
+            raise InputError("a secure sum needs at least two sites")
+        circle = Circle(sites, self._quorum(len(sites)), float(self.timeout), uuid.uuid4().hex, bool(self.secure))
+        state, keep = self._resumed(circle, method, terms)
+        found = federate(circle, method, terms, state, keep)
         self._finish(found, circle, labels)
         return self
+
+    def _resumed(self, circle: Circle, method: Method[Any], terms: Terms) -> tuple[Any, Keep | None]:
+        """Where an earlier run stopped, if it did, and what keeps the state of each round."""
+        if self.checkpoint is None or not method.resumable:
+            return None, None
+        from pipeline.store.messages import Messages
+
+        box, how = Messages(self.checkpoint), {"options": self.options, "secure": self.secure, "center": self.center}
+        asked = {"terms": terms.to_dict(), "sites": list(circle.sites), "method": method.name, **how}
+        story = json.loads(json.dumps(asked, default=str))
+
+        def keep(state: Record) -> None:
+            told = {"state": dict(state.facts), "story": story, "circle": circle.to_dict()}
+            box.put("federation", pack(replace(state, facts=told)))
+
+        data = box.get("federation")
+        if data is None:
+            return None, keep
+        record = unpack(data)
+        if record.facts["story"] != story:
+            raise InputError(f"{box.place} keeps a federation of other sites or settings: choose another checkpoint")
+        circle.restore(record.facts["circle"])
+        kept = state_from(type(method.init(terms)), replace(record, facts=record.facts["state"]))
+        return kept, keep
 
     def _finish(self, found: Subspace, circle: Circle, labels: Any) -> None:
         log = [asdict(r) for r in circle.rounds]
@@ -150,6 +188,11 @@ class FederatedPCA(Components):
             "bytes_exchanged": sum(r["sent"] + r["received"] for r in log),
         }
         dtype, features = labels
+        if self.privacy is not None:
+            story["privacy"] = self.privacy.to_dict()
+            # What noise and clipping did to the rows is not known to anybody.
+            unknown = np.full(found.k, np.inf)
+            found = replace(found, residual=unknown, angle_bounds=np.full(found.k, np.pi / 2))
         self.n_features_in_ = found.n_features
         found = stored(replace(found, passes=len(log), features=features), dtype)
         self._keep(replace(found, provenance={**story, **found.provenance, "method": story["method"]}))
@@ -178,9 +221,13 @@ class FederatedPCA(Components):
         rounds = self.rounds
         if rounds is not None and (not isinstance(rounds, Integral) or isinstance(rounds, bool) or rounds < 1):
             raise InputError(f"rounds={rounds!r}: give a number from 1, or None")
+        if self.privacy is not None and not isinstance(self.privacy, DP):
+            raise InputError(f"privacy={self.privacy!r}: give DP(epsilon, delta, row_norm) or None")
+        if self.privacy is not None and self.scale is not None:
+            raise InputError("with privacy features are not divided by their spread: give weights that are no secret")
         for name in ("timeout", "tol"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value:
+            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
                 raise InputError(f"{name}={value!r}: give a positive number")
         return Terms(
             int(k),
@@ -191,13 +238,23 @@ class FederatedPCA(Components):
             None if rounds is None else int(rounds),
             float(self.tol),
             seed_of(self.random_state),
+            self.privacy,
         )
 
     def _method(self) -> Method[Any]:
         if not isinstance(self.aggregation, str) or self.aggregation not in METHODS:
             raise InputError(f"aggregation={self.aggregation!r}: choose one of {', '.join(map(repr, METHODS))}")
+        options = dict(self.options or {})
+        if self.secure:
+            if self.aggregation in AGGREGATIONS:
+                raise InputError(f"secure sums cannot serve {self.aggregation!r}, which needs more than sums")
+            if options.get("participation", 1) != 1:
+                raise InputError("secure sums are over all sites: leave out participation")
+            if self.standardise == "site":
+                raise InputError("secure sums need standardise='global'")
+            options |= {"start": "random"} if self.aggregation == "power" else {}
         try:
-            return METHODS[self.aggregation](**dict(self.options or {}))
+            return METHODS[self.aggregation](**options)
         except TypeError as error:
             raise InputError(f"options of {self.aggregation!r}: {error}") from None
 

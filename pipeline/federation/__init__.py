@@ -10,10 +10,12 @@ from pipeline.federation.admm import Consensus
 from pipeline.federation.aggregate import AGGREGATIONS, aggregate
 from pipeline.federation.one_shot import OneShot
 from pipeline.federation.power import Power
+from pipeline.federation.privacy import DP
 from pipeline.federation.rounds import Method
 from pipeline.federation.site import Site
 
-__all__ = ["AGGREGATIONS", "METHODS", "Site", "aggregate"]
+__all__ = ["AGGREGATIONS", "DP", "METHODS", "Site", "aggregate"]
+
 
 def _one_shot(rule: str, **options: Any) -> OneShot:
     return OneShot(rule, options)

@@ -1,8 +1,8 @@
 """`fedpg` and `fedpe`: consensus by multipliers (Nguyen et al., INFOCOM 2023), rounds of local steps.
 
-Each round the coordinator sends Z; a site corrects its multipliers, Y += rho (U - Z), takes its steps, and gives back
-U + Y / rho. The new Z is the polar factor of the average, weighted by n_samples, of what every site gave last: ADMM's own
-update, for any share of the sites a round. The published code averages the U alone, takes another product than
+Each round the coordinator sends Z; a site corrects its multipliers, Y += rho (U - Z), takes its steps, and gives
+back U + Y / rho. The new Z is the polar factor of the average, weighted by n_samples, of what every site gave last:
+ADMM's own update, for any share of the sites a round. The published code averages the U alone, takes another product than
 Frobenius' for <Y, U - Z>, and leaves Z not orthonormal; none of these is done here.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -65,6 +66,7 @@ class Consensus:
     rho: float | None = None
     steps: int = 30
     participation: float = 1.0
+    resumable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rho is not None and not self.rho > 0:
@@ -122,6 +124,8 @@ class Consensus:
         n = {} if state.samples is None else dict(zip(state.members, state.samples, strict=True))
         old |= {name: np.asarray(r.arrays["given"])[:, there] for name, r in replies.items()}
         n |= {name: float(r.facts["n"]) for name, r in replies.items()}
+        if not set(replies) & set(state.members):  # the sum of all, or of others than before
+            old = {name: old[name] for name in replies}
         members, given = tuple(old), np.stack(list(old.values()))
         samples = np.array([n[name] for name in members])
         z = polar_rows(np.tensordot(samples / samples.sum(), given, 1))

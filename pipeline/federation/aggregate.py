@@ -1,4 +1,4 @@
-"""`aggregate`: one subspace that many agree on, by any rule of the registry, with a bound that is never below the truth."""
+"""`aggregate`: one subspace that many agree on, by any rule of the registry, with an honest bound."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _members(subspaces: Sequence[Subspace], method: str, n_components: Any) -> t
             raise InputError(f"subspace {j} beside subspace 0: {error}") from None
     ranks = [s.k for s in subspaces]
     k = n_components if n_components is not None else (max(ranks) if method == "merge" else min(ranks))
-    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+    if not isinstance(k, Integral) or isinstance(k, bool) or int(k) < 1:
         raise InputError(f"n_components={n_components!r}: give a number from 1")
     members = Members.of(subspaces, max(ranks) if method == "projector_mean" else int(k))
     found = [len(v) for v in members.bases]

@@ -10,7 +10,10 @@ import numpy as np
 
 from pipeline.errors import FederationError
 from pipeline.federation.local import Local
+from pipeline.federation.privacy import DP
+from pipeline.federation.private import PrivateLocal
 from pipeline.federation.record import Record
+from pipeline.federation.secure import advertise, masked, recover
 from pipeline.kernels.consensus import STEPS
 from pipeline.matrix import Matrix
 from pipeline.subspace import Subspace
@@ -28,9 +31,18 @@ def answer(X: Matrix, request: Record, memory: Memory) -> tuple[Record, Memory]:
     if request.kind not in TASKS:
         raise FederationError(f"a request {request.kind!r} is not answered")
     if memory.get("federation") != request.facts.get("federation"):
-        kept = {name: memory[name] for name in ("moments",) if name in memory}
+        kept: Memory = {name: memory[name] for name in ("moments", "ledger") if name in memory}
         memory = {**kept, "federation": request.facts.get("federation")}
-    return TASKS[request.kind](Local(X, memory), request), memory
+    return TASKS[request.kind](_local(X, request, memory), request), memory
+
+
+def _local(X: Matrix, request: Record, memory: Memory) -> Local:
+    privacy = request.facts.get("privacy")
+    if privacy is not None:
+        return PrivateLocal(X, memory, DP(**privacy))
+    if "ledger" in memory and memory["ledger"].budget is not None:
+        raise FederationError("the site has a privacy budget and answers only with privacy")
+    return Local(X, memory)
 
 
 def _moments(local: Local, request: Record) -> Record:
@@ -65,13 +77,22 @@ def _consensus(local: Local, request: Record) -> Record:
         memory["top"] = local.top(mean, scale)
     u, t = STEPS[facts["variant"]](product, z, u, y, t, rho, memory["top"], int(facts["steps"]))
     memory["consensus"] = (u, y, t)
-    return Record("consensus", request.round, {"given": u + y / rho}, {"n": local.n, "apart": apart, "top": memory["top"]})
+    return Record(
+        "consensus", request.round, {"given": u + y / rho}, {"n": local.n, "apart": apart, "top": memory["top"]}
+    )
+
+
+def _advertise(local: Local, request: Record) -> Record:
+    return advertise(local, request, TASKS[request.facts["inner"]])
 
 
 TASKS: dict[str, Callable[[Local, Record], Record]] = {
+    "advertise": _advertise,
     "consensus": _consensus,
+    "masked": masked,
     "moments": _moments,
     "product": _product,
+    "recover": recover,
     "subspace": _subspace,
 }
 """Kind of a request to what answers it."""

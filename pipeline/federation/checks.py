@@ -29,6 +29,8 @@ def fault(request: Record, reply: Any, d: int) -> str | None:
         return f"stale round: answered round {reply.round} in round {request.round}"
     if reply.kind != request.kind:
         return f"answered {reply.kind!r} when asked for {request.kind!r}"
+    if request.kind in _INTEGERS:
+        return _integers(request, reply)
     n: Any = reply.facts.get("n")
     if not _number(n) or not n > 0:
         return f"wrong number of samples: {n!r}"
@@ -64,6 +66,19 @@ def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _integers(request: Record, reply: Record) -> str | None:
+    name, dtype, shape = _INTEGERS[request.kind](request)
+    array = reply.arrays.get(name)
+    if array is None or len(reply.arrays) != 1:
+        return f"sent {', '.join(reply.arrays) or 'nothing'}, not {name}"
+    if array.dtype != dtype or not _fits(array.shape, shape):
+        return f"wrong shape: {name} is {array.dtype} {array.shape}, not {dtype} {shape}"
+    exponent = reply.facts.get("exponent", 0)
+    if not isinstance(exponent, int) or isinstance(exponent, bool) or abs(exponent) > 1100:
+        return f"wrong exponent: {exponent!r}"
+    return None
 
 
 def _moments(request: Record, reply: Record) -> str | None:
@@ -115,13 +130,19 @@ def _consensus(request: Record, reply: Record) -> str | None:
     return f"a basis of norm {size:.1e}" if size > 1e3 * np.sqrt(len(request.arrays["block"])) else None
 
 
+_INTEGERS: dict[str, Callable[[Record], tuple[str, Any, tuple[int | None, ...]]]] = {
+    "advertise": lambda request: ("key", np.uint8, (32,)),
+    "masked": lambda request: ("sum", np.uint64, (-(2**40),)),
+    "recover": lambda request: ("seeds", np.uint8, (len(request.facts["gone"]), 32)),
+}
+"""Kind of a request of a secure sum to the one array that answers it."""
 Shapes = Callable[[Record, int], dict[str, tuple[int | None, ...]]]
 Judge = Callable[[Record, Record], str | None]
 
 
 def _shapes_of_subspace(request: Record, d: int) -> dict[str, tuple[int | None, ...]]:
     k = -int(request.facts["k"])
-    few = {name: (k,) for name in ("singular_values", "residual", "angle_bounds")}
+    few = dict.fromkeys(("singular_values", "residual", "angle_bounds"), (k,))
     return {"components": (k, d), **few, "mean": (d,), "scale": (d,), "weights": (d,)}
 
 

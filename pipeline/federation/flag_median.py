@@ -13,7 +13,7 @@ __all__ = ["flag_median"]
 
 
 def flag_median(members: Members, k: int, flag_type: Sequence[int] | None = None) -> Agreement:
-    """Nested subspaces of the dimensions `flag_type` (default: (k,)); up to half may not move it far. Not associative."""
+    """Nested subspaces of the dimensions `flag_type` (default: (k,)); up to half move it little. Not associative."""
     kind = (k,) if flag_type is None else checked_type(flag_type, k)
     span, bases = compressed(members.bases)
     basis, trust, steps, rests = chordal_median([v[: kind[-1]] for v in bases], members.weights, kind)

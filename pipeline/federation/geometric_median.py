@@ -11,7 +11,7 @@ __all__ = ["geometric_median"]
 
 
 def geometric_median(members: Members, k: int) -> Agreement:
-    """Minimises sum_j w_j ||P_j - P||_F by reweighted projector means. Not associative: a median of medians is another."""
+    """Minimises sum_j w_j ||P_j - P||_F by reweighted projector means. Not associative: medians of medians differ."""
     span, bases = compressed(members.bases)
     stacked, owner = np.concatenate(bases), np.repeat(np.arange(len(bases)), [len(v) for v in bases])
 

@@ -72,7 +72,7 @@ class Local:
         return (mean if facts["center"] else None), scale
 
     def product(self, block: np.ndarray, mean: np.ndarray | None, scale: np.ndarray | None) -> tuple[np.ndarray, float]:
-        """Rows of Q C (k, d) for the site's second moments C about a mean (about zero without), and a rounding bound."""
+        """Q C (k, d) for the site's second moments C about a mean (about zero without), and a rounding bound."""
         factor = self.factor(scale)
         lens = factor[:, None] * block.T
         if self._keeps:

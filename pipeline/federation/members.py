@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,10 +47,8 @@ class Agreement:
     rests: bool = True
 
 
-class Aggregation(Protocol):
-    """One rule; a file each."""
-
-    def __call__(self, members: Members, k: int, **options: Any) -> Agreement: ...
+Aggregation = Callable[..., Agreement]
+"""One rule, a file each: members, number of components and its options to what they agree on."""
 
 
 def _directions(s: Subspace, k: int) -> np.ndarray:

@@ -11,7 +11,7 @@ __all__ = ["merge", "merged"]
 
 
 def merge(members: Members, k: int) -> Agreement:
-    """Exact where every member kept all directions of its samples; associative there, and up to what was cut off else."""
+    """Exact, and associative, where every member kept all directions of its samples; else up to what was cut off."""
     return Agreement(merged(members.subspaces).truncate(k).components, members.weights)
 
 

@@ -34,6 +34,7 @@ class OneShot:
     rule: str
     options: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "one-shot"
+    resumable: ClassVar[bool] = False
 
     def init(self, terms: Terms) -> OneShotState:
         return OneShotState()

@@ -60,6 +60,7 @@ class Power:
 
     start: str = "merge"
     name: ClassVar[str] = "power"
+    resumable: ClassVar[bool] = True
 
     def init(self, terms: Terms) -> PowerState:
         return PowerState()
@@ -89,7 +90,7 @@ class Power:
             return PowerState(state.round, state.products + (state.block is not None), start=start)
         if state.block is None:
             return self._begun(terms, _met(terms, replace(state, products=state.products + 1), replies))
-        product = sum(np.asarray(r.arrays["product"]) for r in replies.values())[:, state.standard.there]
+        product = np.sum([r.arrays["product"] for r in replies.values()], axis=0)[:, state.standard.there]
         rounding = sum(float(r.facts["rounding"]) for r in replies.values())
         return advanced(terms, replace(state, products=state.products + 1), product, rounding)
 
@@ -134,7 +135,7 @@ def _met(terms: Terms, state: PowerState, replies: Mapping[str, Record]) -> Powe
 
 
 def advanced(terms: Terms, state: PowerState, product: np.ndarray, rounding: float) -> PowerState:
-    """The state after the product (l, d) of all sites with the block: Rayleigh-Ritz, its certificate, the next block."""
+    """The state after the product (l, d) of all sites: Rayleigh-Ritz, its certificate, the next block."""
     assert state.standard is not None
     assert state.known is not None
     assert state.images is not None

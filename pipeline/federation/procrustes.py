@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.federation.members import Agreement, Members
-from pipeline.kernels.averages import polar_rows, procrustes as turned
+from pipeline.kernels.averages import polar_rows
+from pipeline.kernels.averages import procrustes as turned
 
 __all__ = ["procrustes"]
 

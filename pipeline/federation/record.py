@@ -1,4 +1,4 @@
-"""`Record`: what a site and the coordinator say to each other, and what a federation keeps: named arrays and plain facts.
+"""`Record`: what a site and the coordinator say to each other, and what a federation keeps: arrays and plain facts.
 
 Its bytes are a length, JSON, and the arrays one after the other in little-endian order: nothing in them can run.
 """

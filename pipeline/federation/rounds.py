@@ -22,7 +22,12 @@ Keep = Callable[[Record], None]
 class Method(Protocol[St]):
     """A frozen record of settings; its state between rounds is a small dataclass of arrays and numbers."""
 
-    name: ClassVar[str]
+    resumable: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """What its states are kept under."""
+        ...
 
     def init(self, terms: Terms) -> St:
         """The state before the first round."""
@@ -109,7 +114,7 @@ def state_from(cls: type[St], record: Record, prefix: str = "") -> St:
         if full in record.arrays:
             values[name] = np.array(record.arrays[full])
         elif record.facts.get(full) is True and any(is_dataclass(kind) for kind in _kinds(hint)):
-            inner = next(kind for kind in _kinds(hint) if is_dataclass(kind))
+            inner: Any = next(kind for kind in _kinds(hint) if is_dataclass(kind))
             values[name] = state_from(inner, record, full + ".")
         elif full in record.facts:
             value = record.facts[full]

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.federation.answers import answer
+from pipeline.federation.privacy import DP, Ledger
 from pipeline.federation.record import Record
 from pipeline.matrix import Matrix, open_matrix
 
@@ -50,6 +51,10 @@ class Site:
     exchange : object with `ask(name, request, timeout)`, optional
         Instead of `source`: where messages are left for a site that cannot be called (`pipeline.jobs.Exchange`).
 
+    privacy : DP, optional
+        All that the site may ever spend; it then answers only with privacy. Default: what the first federation with
+        privacy asks for.
+
     Examples
     --------
     >>> site = Site(np.eye(4), name="north")
@@ -67,6 +72,7 @@ class Site:
         address: str | None = None,
         security: Any = None,
         exchange: Any = None,
+        privacy: DP | None = None,
     ) -> None:
         if (source is None) == (exchange is None):
             raise InputError("a site has either a source, or an exchange through which it is asked")
@@ -80,13 +86,19 @@ class Site:
         self.resources, self.address, self.security, self.exchange = resources, address, security, exchange
         self.placed = placed
         self.source = source if exchange is not None or _opens_there(source, placed) else open_matrix(source)
-        self._memory: Any = {}
+        self._memory: Any = {} if privacy is None else {"ledger": Ledger(privacy)}
         self._client: Any = None
 
     @property
     def shape(self) -> tuple[int, int] | None:
         """(n_samples, n_features), where it is known here."""
         return self.source.shape if isinstance(self.source, Matrix) else None
+
+    def close(self) -> None:
+        """Close the connection to another cluster, if there is one."""
+        if self._client is not None and self.address is not None:
+            self._client.close()
+        self._client = None
 
     def __repr__(self) -> str:
         where = self.address or self.workers or self.resources or ("an exchange" if self.exchange else "this process")

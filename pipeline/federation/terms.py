@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.federation.privacy import DP
+
 __all__ = ["Terms"]
 
 
@@ -24,11 +26,13 @@ class Terms:
     rounds: int | None = None
     tol: float = 1e-8
     seed: int = 0
+    privacy: DP | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What sites need to know of it."""
-        return {"k": self.local, "center": self.center, "scale": self.scale, "standardise": self.standardise}
+        facts = {"k": self.local, "center": self.center, "scale": self.scale, "standardise": self.standardise}
+        return facts if self.privacy is None else {**facts, "privacy": self.privacy.to_dict()}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -8,6 +8,7 @@ manifold, so that replacing it by its tangent, which a polar factor minimises, n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def blocks_of(flag_type: Sequence[int]) -> list[slice]:
     [slice(0, 1, None), slice(1, 3, None), slice(3, 5, None)]
     """
     edges = (0, *flag_type)
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def chordal_squares(bases: Sequence[np.ndarray], center: np.ndarray, flag_type: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Commands of `pipeline` that make a group of their own."""
