@@ -10,11 +10,13 @@ from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import InputError
 from pipeline.estimators.components import Components, seed_of
 from pipeline.federation import AGGREGATIONS, METHODS, Site
 from pipeline.federation.aggregate import stored
+from pipeline.federation.answers import subspace_from
 from pipeline.federation.circle import Circle
 from pipeline.federation.privacy import DP
 from pipeline.federation.record import Record, pack, unpack
@@ -48,6 +50,9 @@ class FederatedPCA(Components):
         Divide features by their standard deviation.
     standardise : {'global', 'site'}
         By the mean and spread of all sites together, or each site by its own.
+    n_personal : int
+        With 'projector_mean': components of each site's own, beside those that all share. A direction is shared where
+        it is among the leading n_components + n_personal of the sites, however strong it is there.
     secure : bool
         Learn only sums over all sites (with 'power', 'fedpg' and 'fedpe'): what a single site says stays masked.
     quorum : int or float, optional
@@ -74,6 +79,8 @@ class FederatedPCA(Components):
         Sent to and received from all sites.
     rounds_ : list of dict
         For each round its task, number of sites asked, bytes sent and received, and seconds.
+    personal_ : dict
+        With `n_personal`, the Subspace of each site beside the shared one, by name.
     excluded_ : dict
         Sites that were left out, by name, each with the reason.
     sites_ : list of str
@@ -100,6 +107,7 @@ class FederatedPCA(Components):
         center: bool = True,
         scale: str | None = None,
         standardise: str = "global",
+        n_personal: int = 0,
         secure: bool = False,
         quorum: int | float | None = None,
         timeout: float = 600.0,
@@ -115,6 +123,7 @@ class FederatedPCA(Components):
         self.center = center
         self.scale = scale
         self.standardise = standardise
+        self.n_personal = n_personal
         self.secure = secure
         self.quorum = quorum
         self.timeout = timeout
@@ -149,6 +158,7 @@ class FederatedPCA(Components):
         circle = Circle(sites, self._quorum(len(sites)), float(self.timeout), uuid.uuid4().hex, bool(self.secure))
         state, keep = self._resumed(circle, method, terms)
         found = federate(circle, method, terms, state, keep)
+        self._shared = self._personal(found, circle, terms) if self.n_personal else {}
         self._finish(found, circle, labels)
         return self
 
@@ -175,6 +185,39 @@ class FederatedPCA(Components):
         circle.restore(record.facts["circle"])
         kept = state_from(type(method.init(terms)), replace(record, facts=record.facts["state"]))
         return kept, keep
+
+    def _personal(self, found: Subspace, circle: Circle, terms: Terms) -> dict[str, np.ndarray]:
+        arrays = {"block": np.asarray(found.basis, np.float64)}
+        if found.scale is not None and self.standardise == "global":
+            arrays["scale"] = np.where(found.present, found.scale, 1.0)
+        number = circle.rounds[-1].round + 1
+        replies = circle.exchange(Record("personal", number, arrays, {**terms.facts, "k": int(self.n_personal)}))
+        self.personal_ = {name: subspace_from(reply) for name, reply in replies.items()}
+        return {name: np.asarray(reply.arrays["shared"]) for name, reply in replies.items()}
+
+    def personalised(self, name: str) -> Subspace:
+        """The shared and a site's own components as one Subspace, for that site's rows; its values are estimates.
+
+        Raises InputError where there is no such site, or nothing personal was asked for.
+        """
+        check_is_fitted(self)
+        if name not in self._shared:
+            known = ", ".join(self._shared) or "none: fit with n_personal"
+            raise InputError(f"there is nothing personal of a site {name!r}; known are {known}")
+        own = self.personal_[name]
+        rows = np.concatenate([self.subspace_.components, np.where(own.present, own.components, np.nan)])
+        values = np.concatenate([self._shared[name], own.singular_values])
+        order = np.argsort(-values, kind="stable")
+        return replace(
+            self.subspace_,
+            components=rows[order].astype(self.subspace_.components.dtype),
+            singular_values=values[order],
+            mean=own.mean if self.standardise == "global" else self.subspace_.mean,
+            n_samples=own.n_samples,
+            total_variance=own.total_variance,
+            residual=np.ones(values.size),
+            angle_bounds=np.full(values.size, np.pi / 2),
+        )
 
     def _finish(self, found: Subspace, circle: Circle, labels: Any) -> None:
         log = [asdict(r) for r in circle.rounds]
@@ -231,7 +274,7 @@ class FederatedPCA(Components):
                 raise InputError(f"{name}={value!r}: give a positive number")
         return Terms(
             int(k),
-            int(k),
+            int(k) + self._extra(),
             bool(self.center),
             self.scale,
             self.standardise,
@@ -240,6 +283,14 @@ class FederatedPCA(Components):
             seed_of(self.random_state),
             self.privacy,
         )
+
+    def _extra(self) -> int:
+        p = self.n_personal
+        if not isinstance(p, Integral) or isinstance(p, bool) or int(p) < 0:
+            raise InputError(f"n_personal={p!r}: give a number from 0")
+        if p and self.aggregation != "projector_mean":
+            raise InputError("n_personal needs aggregation='projector_mean': others take the strongest for the shared")
+        return int(p)
 
     def _method(self) -> Method[Any]:
         if not isinstance(self.aggregation, str) or self.aggregation not in METHODS:

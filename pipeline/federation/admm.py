@@ -2,8 +2,8 @@
 
 Each round the coordinator sends Z; a site corrects its multipliers, Y += rho (U - Z), takes its steps, and gives
 back U + Y / rho. The new Z is the polar factor of the average, weighted by n_samples, of what every site gave last:
-ADMM's own update, for any share of the sites a round. The published code averages the U alone, takes another product than
-Frobenius' for <Y, U - Z>, and leaves Z not orthonormal; none of these is done here.
+ADMM's own update, for any share of the sites a round. The published code averages the U alone, takes another product
+than Frobenius' for <Y, U - Z>, and leaves Z not orthonormal; none of these is done here.
 """
 
 from __future__ import annotations
@@ -103,29 +103,35 @@ class Consensus:
         rng = np.random.default_rng([terms.seed, state.round])
         return [present[i] for i in sorted(rng.choice(len(present), many, replace=False))]
 
-    def step(self, terms: Terms, state: ConsensusState, replies: Mapping[str, Record]) -> ConsensusState:
+    def step(
+        self, terms: Terms, state: ConsensusState, replies: Mapping[str, Record], present: list[str]
+    ) -> ConsensusState:
         state = replace(state, round=state.round + 1)
         standard = state.ends.standard
         if standard is None:
-            ends = Power("random").step(terms, state.ends, replies)
+            ends = Power("random").step(terms, state.ends, replies, present)
             return replace(state, ends=ends, z=ends.block if state.z is None else state.z)
-        there = standard.there
         if state.reason is not None:
+            if not set(state.members) <= set(replies):  # one went at the end: its part is taken out, then once more
+                return replace(state, ends=PowerState(), reason=None)
             product = sum(np.asarray(r.arrays["product"]) for r in replies.values())
             rounding = sum(float(r.facts["rounding"]) for r in replies.values())
-            return replace(state, ends=advanced(terms, state.ends, np.asarray(product)[:, there], rounding))
-        return self._agreed(terms, state, replies, there)
+            return replace(state, ends=advanced(terms, state.ends, np.asarray(product)[:, standard.there], rounding))
+        return self._agreed(terms, state, replies, present)
 
     def _agreed(
-        self, terms: Terms, state: ConsensusState, replies: Mapping[str, Record], there: np.ndarray
+        self, terms: Terms, state: ConsensusState, replies: Mapping[str, Record], present: list[str]
     ) -> ConsensusState:
         assert state.z is not None
+        assert state.ends.standard is not None
+        there = state.ends.standard.there
         old = {} if state.given is None else dict(zip(state.members, state.given, strict=True))
         n = {} if state.samples is None else dict(zip(state.members, state.samples, strict=True))
         old |= {name: np.asarray(r.arrays["given"])[:, there] for name, r in replies.items()}
         n |= {name: float(r.facts["n"]) for name, r in replies.items()}
-        if not set(replies) & set(state.members):  # the sum of all, or of others than before
-            old = {name: old[name] for name in replies}
+        still = [name for name in old if name in present or name in replies]  # a sum goes by a name of its own
+        lost = any(name not in still for name in state.members)
+        old = {name: old[name] for name in still}
         members, given = tuple(old), np.stack(list(old.values()))
         samples = np.array([n[name] for name in members])
         z = polar_rows(np.tensordot(samples / samples.sum(), given, 1))
@@ -140,9 +146,11 @@ class Consensus:
             apart=max(float(r.facts["apart"]) for r in replies.values()),
             moved=float(np.linalg.norm(z - state.z)),
         )
+        if lost:  # the mean is to be that of those who are left
+            state = replace(state, ends=PowerState())
         limit = state.exchanges >= (terms.rounds or _MOST)
         rests = max(state.apart, state.moved) <= terms.tol
-        if not (limit or rests):
+        if lost or not (limit or rests):
             return state
         # The last round asks for products with the agreed basis: variances, and how far it is from the truth.
         ends = replace(state.ends, block=orthonormal(z.T).T)

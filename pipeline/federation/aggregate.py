@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ def _members(subspaces: Sequence[Subspace], method: str, n_components: Any) -> t
             raise InputError(f"subspace {j} beside subspace 0: {error}") from None
     ranks = [s.k for s in subspaces]
     k = n_components if n_components is not None else (max(ranks) if method == "merge" else min(ranks))
-    if not isinstance(k, Integral) or isinstance(k, bool) or int(k) < 1:
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
         raise InputError(f"n_components={n_components!r}: give a number from 1")
     members = Members.of(subspaces, max(ranks) if method == "projector_mean" else int(k))
     found = [len(v) for v in members.bases]

@@ -82,6 +82,22 @@ def _consensus(local: Local, request: Record) -> Record:
     )
 
 
+def _personal(local: Local, request: Record) -> Record:
+    """The site's own directions beside the shared ones, with its spread along these."""
+    shared, p = request.arrays["block"], int(request.facts["k"])
+    k = len(shared) + 2 * p + 8  # of its own components: enough that what is left of them holds the leading ones
+    own = local.subspace(replace(request, facts={**request.facts, "k": k}))
+    rows = own.singular_values[:, None] * np.asarray(own.basis, np.float64)
+    along = np.linalg.norm(rows @ shared.T, axis=0)
+    rest = rows - (rows @ shared.T) @ shared
+    p = min(p, *rest.shape)
+    _, values, vectors = np.linalg.svd(rest, full_matrices=False)
+    unknown = np.full(p, np.pi / 2)
+    found = replace(own, components=vectors[:p], singular_values=values[:p], residual=np.ones(p), angle_bounds=unknown)
+    reply = subspace_record(found, request.round)
+    return replace(reply, kind="personal", arrays={**reply.arrays, "shared": along})
+
+
 def _advertise(local: Local, request: Record) -> Record:
     return advertise(local, request, TASKS[request.facts["inner"]])
 
@@ -91,6 +107,7 @@ TASKS: dict[str, Callable[[Local, Record], Record]] = {
     "consensus": _consensus,
     "masked": masked,
     "moments": _moments,
+    "personal": _personal,
     "product": _product,
     "recover": recover,
     "subspace": _subspace,

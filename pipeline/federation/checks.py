@@ -149,6 +149,11 @@ def _shapes_of_subspace(request: Record, d: int) -> dict[str, tuple[int | None, 
 _KINDS: dict[str, tuple[Shapes, tuple[str, ...], Judge]] = {
     "consensus": (lambda request, d: {"given": (len(request.arrays["block"]), d)}, ("given",), _consensus),
     "moments": (lambda request, d: {"mean": (d,), "squares": (d,), "weights": (d,)}, ("mean", "squares"), _moments),
+    "personal": (
+        lambda request, d: {**_shapes_of_subspace(request, d), "shared": (len(request.arrays["block"]),)},
+        ("components", "singular_values", "mean", "residual", "angle_bounds", "shared"),
+        _subspace,
+    ),
     "product": (lambda request, d: {"product": (len(request.arrays["block"]), d)}, ("product",), _product),
     "subspace": (
         _shapes_of_subspace,

@@ -50,7 +50,9 @@ class OneShot:
     def among(self, terms: Terms, state: OneShotState, present: list[str]) -> list[str]:
         return present
 
-    def step(self, terms: Terms, state: OneShotState, replies: Mapping[str, Record]) -> OneShotState:
+    def step(
+        self, terms: Terms, state: OneShotState, replies: Mapping[str, Record], present: list[str]
+    ) -> OneShotState:
         state = replace(state, round=state.round + 1)
         if "squares" in next(iter(replies.values())).arrays:
             return replace(state, standard=settled(replies, terms))

@@ -79,7 +79,7 @@ class Power:
     def among(self, terms: Terms, state: PowerState, present: list[str]) -> list[str]:
         return present
 
-    def step(self, terms: Terms, state: PowerState, replies: Mapping[str, Record]) -> PowerState:
+    def step(self, terms: Terms, state: PowerState, replies: Mapping[str, Record], present: list[str]) -> PowerState:
         state = replace(state, round=state.round + 1)
         if state.standard is None:
             state = replace(state, standard=settled(replies, terms), members=tuple(replies))

@@ -22,6 +22,7 @@ __all__ = ["DP", "Ledger", "noisy", "noisy_symmetric"]
 _MEAN_NOISE = 2.0  # times that of the second moments: a mean needs little
 _FINE = 2.0**-30  # of the sensitivity: the grid on which noise is added
 _SLACK = 1.0 + 1e-6  # for the rounding of sums
+_CAUTION = 1.0 + 1e-4
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,17 @@ def spent_epsilon(multipliers: tuple[float, ...], delta: float) -> float:
     """Epsilon of Gaussian mechanisms one after the other, whatever each is told of those before it.
 
     They are together one Gaussian mechanism, 1 / m^2 = sum 1 / m_i^2 (Dong, Roth and Su 2022), whose epsilon is known
-    exactly (Balle and Wang 2018); it is made larger by more than rounding.
+    exactly (Balle and Wang 2018); it is made a little larger, which covers what numerical accountants add.
     """
     if not multipliers:
         return 0.0
     whole = 1 / math.sqrt(sum(m**-2 for m in multipliers))
-    return float(_accounting().get_epsilon_gaussian(whole, delta)) * (1 + 1e-9)
+    return float(_accounting().get_epsilon_gaussian(whole, delta)) * _CAUTION
 
 
 @lru_cache(maxsize=64)
 def _multipliers(epsilon: float, delta: float) -> tuple[float, float]:
-    whole = float(_accounting().get_sigma_gaussian(epsilon / (1 + 2e-9), delta))
+    whole = float(_accounting().get_sigma_gaussian(epsilon / _CAUTION / (1 + 1e-12), delta))
     of_scatter = whole * math.sqrt(1 + _MEAN_NOISE**-2)
     return _MEAN_NOISE * of_scatter, of_scatter
 

@@ -41,8 +41,8 @@ class Method(Protocol[St]):
         """Whom to ask."""
         ...
 
-    def step(self, terms: Terms, state: St, replies: Mapping[str, Record]) -> St:
-        """The state after the replies."""
+    def step(self, terms: Terms, state: St, replies: Mapping[str, Record], present: list[str]) -> St:
+        """The state after the replies of some of the sites that are still in."""
         ...
 
     def done(self, terms: Terms, state: St) -> str | None:
@@ -79,7 +79,7 @@ def federate(
     while (reason := method.done(terms, state)) is None:
         request = method.request(terms, state)
         replies = circle.ask(request, method.among(terms, state, circle.present))
-        state = method.step(terms, state, replies)
+        state = method.step(terms, state, replies, circle.present)
         if keep is not None:
             keep(state_record(method.name, state))
     found = method.result(terms, state)

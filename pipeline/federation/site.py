@@ -177,6 +177,8 @@ def sites_of(X: Matrix) -> list[Site]:
     if at_work.client is None:
         return [Site(X, name="here")]
     addresses = sorted(at_work.client.scheduler_info(n_workers=-1)["workers"])
+    if X.n_blocks < len(addresses):
+        X = X.cut_to(max(X.nbytes // len(addresses), 1))
     parts = min(len(addresses), X.n_blocks)
     edges = X.cuts[np.linspace(0, X.n_blocks, parts + 1).round().astype(int)]
     return [
