@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_merge_is_pca_of_all_rows_for_any_partition(cuts: list[int], seed: int) 
     x[:50] += 3
     edges = [0, *sorted(cuts), 100]
     none = PCA(7).fit(x).subspace_.truncate(1)
-    parts = [none.of_rows(x[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [none.of_rows(x[a:b]) for a, b in pairwise(edges)]
     found, truth = aggregate(parts, n_components=4), Reference(4).fit(x)
     assert sine(found, truth.components_) < 1e-9
     np.testing.assert_allclose(found.mean, truth.mean_, rtol=1e-12)

@@ -215,7 +215,7 @@ def test_consensus_goes_on_without_a_site(method: str) -> None:
 def test_without_a_quorum_it_ends_with_all_reasons() -> None:
     parts = np.array_split(X, 4)
     sites = [Site(parts[0]), Site(parts[1]), Faulty(parts[2], "b", vanish), Faulty(parts[3], "c", late)]
-    with pytest.raises(FederationError, match="2 of 4 sites are left and 3 are needed.*b: .*gone.*c: .*late"):
+    with pytest.raises(FederationError, match=r"2 of 4 sites are left and 3 are needed.*b: .*gone.*c: .*late"):
         FederatedPCA(K, timeout=1).fit(sites)
     assert FederatedPCA(K, quorum=2, timeout=1).fit(sites).sites_ == ["site 0", "site 1"]
     assert FederatedPCA(K, quorum=0.5, timeout=1).fit(sites).sites_ == ["site 0", "site 1"]

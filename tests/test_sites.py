@@ -20,7 +20,7 @@ import pytest
 import yaml
 import zarr
 from click.testing import CliRunner
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
 
 from pipeline import DP, PCA, FederatedPCA, Site, load, open_matrix
 from pipeline.cli import main
@@ -124,13 +124,22 @@ def test_one_matrix_each_worker_a_site(client: Client, tmp_path: Path) -> None:
 
 def test_workers_by_resources_and_clusters_by_address(client: Client, tmp_path: Path) -> None:
     paths = stored(tmp_path)
+    security = Security.temporary()
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, resources={"lake": 1}
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        resources={"lake": 1},
+        protocol="tls",
+        security=security,
     ) as other:
+        assert other.scheduler_address.startswith("tls://")
+        lake = {"address": other.scheduler_address, "security": security, "resources": {"lake": 1}}
         sites = [
             Site(paths[0], "north", workers=[0]),
             Site(paths[1], "south", workers="1"),
-            Site(paths[2], "lake", address=other.scheduler_address, resources={"lake": 1}),
+            Site(paths[2], "lake", **lake),
         ]
         found = FederatedPCA(K, timeout=60).fit(sites)
         assert found.excluded_ == {}
@@ -270,7 +279,8 @@ def test_a_site_answers_its_coordinator_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_sites_behind_an_exchange(tmp_path: Path, secure: bool) -> None:
-    public, store = keys(tmp_path, "coordinator", *NAMES), str(tmp_path / "x.zarr")
+    public = keys(tmp_path, "coordinator", *NAMES)
+    store = f"memory://{tmp_path.name}" if secure else str(tmp_path / "x.zarr")  # an object store, or a folder
     exchange = Exchange(store, load_key(tmp_path / "coordinator.pem"), public)
     served = [Served(n, p, store, tmp_path, public["coordinator"]) for n, p in zip(NAMES[:2], PARTS[:2], strict=True)]
     sites = [*(Site(exchange=exchange, name=n) for n in NAMES[:2]), Site(PARTS[2], "lake")]
