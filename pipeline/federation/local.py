@@ -17,6 +17,7 @@ from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import prepare
 from pipeline.solvers import Settings
+from pipeline.solvers.gram import Gram
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
@@ -119,8 +120,13 @@ class Local:
             found = empty.of_rows(X.read(0))
         else:
             settings = Settings(Rank(min(k, n, d)), center, own_scale)
-            ready = prepare(seen, settings, "auto", None)
-            found = solve(ready.matrix, ready.solver)
+            if self._keeps:  # nothing is read again: the solver steps with what is kept
+                solver = Gram(settings)
+                state = solver.step(seen, replace(solver.init(seen), dtype=np.float64), self._moments())
+                found = solver.result(seen, state)
+            else:
+                ready = prepare(seen, settings, "auto", None)
+                found = solve(ready.matrix, ready.solver)
         if scale is not None:
             found = replace(found, weights=X.weights, scale=np.where(found.present, scale, np.nan))
         if own_scale is not None:
