@@ -179,6 +179,8 @@ FAULTS: dict[str, tuple[Callable[[Record], Any], str]] = {
     ),
     "negative": (edit(product=lambda a: -a, singular_values=lambda a: -a), "not positive|negative"),
     "too strong": (edit(singular_values=lambda a: 1e3 * a, product=lambda a: a[::-1]), "more variance|symmetric"),
+    "loud": (edit(product=lambda a: a * 1e200, mean=lambda a: a * 1e200), "overflow"),
+    "many samples": (lambda r: replace(r, facts={**r.facts, "n": 1e200}), "number of samples"),
     "no samples": (lambda r: replace(r, facts={**r.facts, "n": 0}), "number of samples"),
     "rows": (lambda r: replace(r, arrays={**r.arrays, "rows": X}), "not asked for"),
     "nothing": (lambda r: None, "not a message"),

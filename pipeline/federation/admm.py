@@ -55,7 +55,7 @@ class Consensus:
     ----------
     variant : {'fedpg', 'fedpe'}
     rho : float, optional
-        Penalty; default: one and a half times the largest variance that sites have along one direction.
+        Penalty; default: one and a half times the largest variance along one direction that most sites have.
     steps : int
         Local steps a round.
     participation : float
@@ -142,7 +142,7 @@ class Consensus:
             samples=samples,
             members=members,
             exchanges=state.exchanges + 1,
-            top=max(state.top, *(float(r.facts["top"]) for r in replies.values())),
+            top=max(state.top, float(np.quantile([r.facts["top"] for r in replies.values()], 0.75))),
             apart=max(float(r.facts["apart"]) for r in replies.values()),
             moved=float(np.linalg.norm(z - state.z)),
         )

@@ -12,6 +12,7 @@ from pipeline.federation.record import Record
 __all__ = ["fault"]
 
 _ORTHONORMAL, _SYMMETRIC = 1e-6, 1e-6
+_LOUDEST, _MOST_SAMPLES = 1e120, 1e15
 
 
 def fault(request: Record, reply: Any, d: int) -> str | None:
@@ -32,7 +33,7 @@ def fault(request: Record, reply: Any, d: int) -> str | None:
     if request.kind in _INTEGERS:
         return _integers(request, reply)
     n: Any = reply.facts.get("n")
-    if not _number(n) or not n > 0:
+    if not _number(n) or not 0 < n < _MOST_SAMPLES:
         return f"wrong number of samples: {n!r}"
     shapes, must, judge = _KINDS[request.kind]
     expected = shapes(request, d)
@@ -52,6 +53,8 @@ def fault(request: Record, reply: Any, d: int) -> str | None:
         values = array[..., there] if array.shape[-1:] == (d,) and name != "mean" else array
         if not (np.isfinite(values) | np.isnan(values) & (name == "mean")).all():
             return f"NaN or Inf in {name}"
+        if np.nanmax(np.abs(values), initial=0.0) > _LOUDEST:
+            return f"numbers in {name} that overflow when they are squared"
     if mean is not None and not there.any():  # type: ignore[union-attr]
         return "NaN in every feature of mean"
     return judge(request, reply)
@@ -103,6 +106,9 @@ def _subspace(request: Record, reply: Record) -> str | None:
     centered = reply.facts.get("centered")
     if centered != request.facts["center"]:
         return "centred other than was asked for"
+    asked, used = request.arrays.get("scale"), a.get("scale")
+    if (asked is None) != (used is None) or (used is not None and not (np.isnan(used) | (used == asked)).all()):
+        return "divided by another spread than was asked for"
     kept = float(np.square(values).sum())
     if centered and kept > (1 + 1e-6) * variance * max(float(reply.facts["n"]) - 1, 0) + 1e-300:
         return "components of more variance than there is"

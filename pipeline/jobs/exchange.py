@@ -187,12 +187,12 @@ def serve(
         news = [n for n in messages.names(f"to/{name}") if n not in refused]
         for place in news:
             try:
-                data = messages.get(f"to/{name}/{place}", largest)
-                if data is None:
-                    continue
                 number = int(place)
                 if number <= state.number:
                     refused.add(place)  # answered before, or a copy of it
+                    continue
+                data = messages.get(f"to/{name}/{place}", largest)
+                if data is None:
                     continue
                 request = opened(data, coordinator, sender=COORDINATOR, to=name, number=number)
             except (FederationError, StoreError, ValueError) as error:
