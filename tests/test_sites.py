@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +154,30 @@ def test_workers_by_resources_and_clusters_by_address(client: Client, tmp_path: 
     ]
     found = FederatedPCA(K, timeout=30).fit(gone)
     assert "none of its workers" in found.excluded_["x"]
+
+
+class Slow(Watched):
+    """An array that takes its time, so that there is one to kill its reader in."""
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        time.sleep(0.3)
+        return super().__getitem__(where)
+
+
+@pytest.mark.slow
+def test_a_site_whose_worker_is_killed_is_left_out(client: Client, tmp_path: Path) -> None:
+    paths = stored(tmp_path)
+    pids = client.run(os.getpid)
+    sites = [Site(path, name, workers=w) for path, name, w in zip(paths, NAMES, pids, strict=True)]
+    matrix = open_matrix(paths[2]).cut_at(50)
+    array = Slow(paths[2], paths[2] + ".log")
+    sites[2] = Site(replace(matrix, source=replace(matrix.source, array=array)), "lake", workers=list(pids)[2])
+    killer = threading.Timer(0.7, os.kill, (list(pids.values())[2], signal.SIGKILL))
+    killer.start()
+    found = FederatedPCA(K, timeout=6).fit(sites)
+    killer.join()
+    assert set(found.excluded_) == {"lake"}
+    assert sine(found, np.concatenate(PARTS[:2])) < 1e-6
 
 
 def keys(folder: Path, *names: str) -> dict[str, str]:
