@@ -92,16 +92,15 @@ def score_new_rows(
 def alarm_flow() -> Any:
     """The Prefect flow of `score_new_rows`; raises InputError where Prefect is not installed."""
     try:
-        from prefect import flow, get_run_logger
+        from prefect import flow
         from prefect.events import emit_event
     except ImportError as error:
         raise InputError("flows need Prefect: pip install 'subspace-pipeline[flows]'") from error
 
-    @flow(name="score-new-rows", retries=2, retry_delay_seconds=30)
+    @flow(name="score-new-rows", retries=2, retry_delay_seconds=30, log_prints=True)
     def score(model: str, source: str, folder: str, normal: str, threshold: float = 0.99, most: float = 0.05) -> dict:
         found = score_new_rows(model, source, folder, normal, threshold, most)
-        logger = get_run_logger()
-        (logger.error if found.alert else logger.info)(str(found))
+        print(found)
         if found.alert:
             resource = {"prefect.resource.id": f"subspace-pipeline.alarm.{Path(folder).name}"}
             emit_event("subspace-pipeline.alert", resource=resource, payload=asdict(found))

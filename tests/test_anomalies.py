@@ -178,13 +178,10 @@ def test_new_rows_are_scored_once_and_raise_an_alert(stores: dict[str, str], tmp
 def test_the_prefect_flow(stores: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The body of the flow, without a server; its event is caught."""
     pytest.importorskip("prefect")
-    from prefect.logging import disable_run_logger
-
     from flows.alarms import alarm_flow
 
     events: list[str] = []
     monkeypatch.setattr("prefect.events.emit_event", lambda event, **_: events.append(event))
-    with disable_run_logger():
-        found = alarm_flow().fn(stores["model"], stores["new"], str(tmp_path / "f"), stores["normal"])
+    found = alarm_flow().fn(stores["model"], stores["new"], str(tmp_path / "f"), stores["normal"])
     assert found["alert"]
     assert events == ["subspace-pipeline.alert"]
