@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline import errors as errors
+    from pipeline.adjoint import dottest as dottest
     from pipeline.estimators import PCA as PCA
     from pipeline.estimators import AnomalyDetector as AnomalyDetector
     from pipeline.estimators import FederatedPCA as FederatedPCA
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.matrix import Matrix as Matrix
     from pipeline.matrix import open_matrix as open_matrix
     from pipeline.plans import plan as plan
+    from pipeline.sources import Operator as Operator
     from pipeline.store import load as load
     from pipeline.subspace import Subspace as Subspace
 
@@ -39,11 +41,13 @@ _HOME = {
     "FederatedPCA": "pipeline.estimators",
     "Flag": "pipeline.flag",
     "Matrix": "pipeline.matrix",
+    "Operator": "pipeline.sources",
     "PCA": "pipeline.estimators",
     "Site": "pipeline.federation",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
     "aggregate": "pipeline.federation",
+    "dottest": "pipeline.adjoint",
     "errors": "pipeline.errors",
     "load": "pipeline.store",
     "open_matrix": "pipeline.matrix",

@@ -97,7 +97,7 @@ _model_options = _several(
     click.option("--solver", default="auto", show_default=True, help="Name of a solver."),
     click.option("--tol", metavar="T", help="Certified bound on the sine of the largest angle."),
     click.option("--scale", metavar="std", help="Divide features by their standard deviation."),
-    click.option("--missing", default="error", show_default=True, help="What to do with NaN: error or mean."),
+    click.option("--missing", default="error", show_default=True, help="What to do with NaN: error, mean or em."),
     click.option("--memory-limit", metavar="BYTES", help="Of a worker, such as 2GB."),
     click.option("--no-center", is_flag=True, help="Do not subtract the mean."),
     click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of random numbers."),
@@ -134,6 +134,7 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
 @_source_options
 @click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
 @click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@click.option("--start", metavar="MODEL", help="Model to begin with: that of SOURCE before it changed a little.")
 @_scheduler
 @_overwrite
 @click.pass_context

@@ -112,6 +112,20 @@ def test_the_rounds_are_a_limit_and_each_is_one_exchange() -> None:
     assert again.subspace_.components.tobytes() == found.subspace_.components.tobytes()
 
 
+def test_a_start_saves_rounds() -> None:
+    before = FederatedPCA(K).fit(np.array_split(X[:1400], 4)).subspace_
+    cold, warm = (FederatedPCA(K, rounds=3).fit(SPLITS["sorted"], start=s) for s in (None, before))
+    assert sine(warm, PCA(K).fit(SORTED)) < sine(cold, PCA(K).fit(SORTED))
+    slow, fast = (FederatedPCA(K, "fedpg", rounds=5).fit(SPLITS["alike"], start=s) for s in (None, before))
+    assert sine(fast, PCA(K).fit(X)) < sine(slow, PCA(K).fit(X))
+    for aggregation, start in (("merge", before), ("power", before.truncate(1)), ("power", PCA(K).fit(X[:, :9]))):
+        with pytest.raises(InputError, match="start"):
+            FederatedPCA(K, aggregation).fit(SPLITS["alike"], start=start)
+    with pytest.raises(InputError, match="stay there"):
+        FederatedPCA(K).fit_transform(SPLITS["alike"])
+    np.testing.assert_allclose(FederatedPCA(K).fit_transform(X).shape, (1500, K))
+
+
 def test_labels_weights_and_single_precision() -> None:
     grid = xr.DataArray(X[:600].reshape(600, 4, 5), dims=("time", "lat", "lon"), coords={"lat": [0.0, 30, 60, 80]})
     parts = [open_matrix(grid.isel(time=slice(a, a + 200)), weights="coslat") for a in (0, 200, 400)]

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
+from zarr.abc.store import Store
 
-from pipeline.driver import check_entries, solve
+from pipeline.adjoint import check_operator
+from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.estimators.containers import (
+    apply_rows,
+    check_features,
+    column_names,
+    matrix_like,
+    open_for_fit,
+    rows_from_scores,
+)
+from pipeline.keep import Keep
+from pipeline.kernels.blocks import magnitudes
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
-from pipeline.plans import Plan, prepare
+from pipeline.plans import Plan, Prepared, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
+from pipeline.store import load
 from pipeline.subspace import Subspace
 
 __all__ = ["Components", "seed_of", "squared_error"]
@@ -53,41 +67,80 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         estimator._keep(subspace)
         return estimator
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, start: Any = None) -> Self:
         """Find the components of X.
 
         Parameters
         ----------
-        X : Matrix or anything that `open_matrix` opens
-            n samples by d features.
+        X : Matrix or anything that `open_matrix` opens, or an iterator of row blocks (m, d)
+            n samples by d features. An iterator is read once, so that only the solvers of one pass serve: 'gram' and
+            'single_pass'.
         y : ignored
+        start : Subspace, fitted model or the path of a store, optional
+            An answer to begin with, such as that of the same data before it changed a little: an iterative solver then
+            takes one or two passes. The exact solvers have no use for it.
 
         Raises
         ------
         InputError, StoreError
-            When the data cannot be used.
+            When the data, or the start, cannot be used.
         PlanError
             When it does not fit in memory.
         ConvergenceError
             When `tol` cannot be met.
         """
-        settings = self.settings()
+        if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
+            raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
+        begin = None if start is None else start_of(start)
+        self._found(open_for_fit(self, X), with_scores=False, start=begin)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Find the components of X and give its scores; stored blocks that are kept are not read again for these.
+
+        Takes, gives and raises what `fit` and `transform` do.
+        """
+        if fit_params or isinstance(X, xr.DataArray | xr.Dataset):  # labels are for the doors of these two
+            return self.fit(X, y, **fit_params).transform(X)
         matrix = open_for_fit(self, X)
+        source, plain = matrix.source, matrix.work_dtype.kind == "f" and self.missing != "em"
+        if source.held or source.implicit or source.collections or matrix.sample_weights is not None or not plain:
+            return self.fit(X, y).transform(X)
+        return self._found(matrix, with_scores=True)
+
+    def _found(self, matrix: Matrix, with_scores: bool, start: Subspace | None = None) -> Any:
+        settings = self.settings()
+        if start is not None:
+            check_features(self, matrix, start)
+            settings = replace(settings, start=start)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
-        self._fit(matrix, settings)
-        return self
-
-    def _fit(self, matrix: Matrix, settings: Settings) -> None:
         if 0 in matrix.shape:
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = prepare(matrix, settings, self.solver, self.memory_limit)
-        subspace = solve(ready.matrix, ready.solver)
-        self.plan_ = ready.plan
-        self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+        ready = prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
+        check_operator(matrix)
+        keep = Keep(ready.keep)
+        try:
+            subspace = solve(ready.matrix, ready.solver, keep)
+            if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
+                raise InputError(
+                    f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance"
+                )
+            self.plan_ = ready.plan
+            self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+            return self._whitened(self._scores(ready, keep)) if with_scores else None
+        finally:
+            keep.release()
+
+    def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
+        X, found = ready.matrix, self.subspace_
+        return scores(X.filled(found.mean) if self.missing == "mean" else X, ready.solver, found, keep)
+
+    def _whitened(self, scores: np.ndarray) -> np.ndarray:
+        return scores
 
     def _keep(self, subspace: Subspace) -> None:
         self.subspace_ = subspace
@@ -129,6 +182,14 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         return self._rowwise(X, self._project, "scores", self.subspace_.k, out, overwrite)
 
+    def left_singular_vectors(self, X: Any, out: str | PathLike[str] | None = None, overwrite: bool = False) -> Any:
+        """Scores of X divided by the singular values: for the X of the fit, orthonormal columns (n, k).
+
+        Takes, gives and raises what `transform` does; zeros where a singular value is zero.
+        """
+        check_is_fitted(self)
+        return self._rowwise(X, partial(_left_vectors, self.subspace_), "left", self.subspace_.k, out, overwrite)
+
     def inverse_transform(self, Z: Any) -> Any:
         """Samples in the data's own units from scores (n, k), in the kind of container that the scores are."""
         check_is_fitted(self)
@@ -143,14 +204,26 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        function = RowFunction(apply, width, name, self.subspace_.present, fill)
+        if self.missing == "em":
+            apply = partial(_of_expected, apply, self.subspace_)
+        function = RowFunction(
+            apply,
+            width,
+            name,
+            self.subspace_.present,
+            fill,
+            f"{type(self).__name__} {self.get_params()} {self.subspace_.fingerprint()}",
+            implicit=name == "scores" and self.missing != "em",
+            complex=self.subspace_.components.dtype.kind == "c",
+        )
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)
             return written(self.matrix(X), function, out, overwrite)
         except NonfiniteError as error:
             matrix = self.matrix(X)
-            check_entries(matrix if fill is None else matrix.filled(fill), self.subspace_.present)
+            known = self.subspace_.mean if self.missing == "em" else fill
+            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:
@@ -174,13 +247,24 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
-        tags.input_tags.allow_nan = self.missing == "mean"
+        tags.input_tags.allow_nan = self.missing != "error"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     def _html_repr(self) -> str:  # what notebooks show of a fitted model, beside its parameters
         fitted = self.subspace_._repr_html_() if hasattr(self, "subspace_") else ""
         return str(super()._html_repr()) + fitted
+
+
+def start_of(start: Any) -> Subspace:
+    """The Subspace of a start: itself, that of a fitted model, or what a store holds; raises InputError, StoreError."""
+    if isinstance(start, Components):
+        return start.subspace
+    if isinstance(start, str | PathLike | Store):
+        return load(start)
+    if not isinstance(start, Subspace):
+        raise InputError(f"start is a {type(start).__name__}: give a Subspace, a fitted model or the path of a store")
+    return start
 
 
 def seed_of(random_state: Any) -> int:
@@ -207,8 +291,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         isinstance(tol, int | float | np.number) and not isinstance(tol, bool) and 0 < tol <= 1
     ):
         raise InputError(f"tol={tol!r}: give a bound on a sine, above 0 and at most 1, or None")
-    if estimator.missing not in ("error", "mean"):
-        raise InputError(f"missing={estimator.missing!r}: choose 'error' or 'mean'")
+    if estimator.missing not in ("error", "mean", "em"):
+        raise InputError(f"missing={estimator.missing!r}: choose 'error', 'mean' or 'em'")
     if not isinstance(estimator.solver, str):
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
@@ -225,10 +309,20 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
     )
 
 
+def _of_expected(apply: RowKernel, subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    """A function of rows in which what is missing is what probabilistic PCA expects there, given what is seen."""
+    return apply(subspace.expected(rows))
+
+
+def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    scores, values = subspace.project(rows), subspace.singular_values
+    return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
+
+
 def squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     """Squared distance (m,) of rows (m, d) from a subspace, in its weighted, scaled units."""
     scores = subspace.project(rows)
     dtype = scores.dtype
     z = np.where(subspace.present, rows, 0) if not subspace.present.all() else rows
     z = ((z - subspace.offset) * subspace.factor).astype(dtype, copy=False) - scores @ subspace.basis.astype(dtype)
-    return np.einsum("ij,ij->i", z, z)
+    return magnitudes(z).sum(axis=1)

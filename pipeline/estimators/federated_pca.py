@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -13,9 +13,9 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import InputError
-from pipeline.estimators.components import Components, seed_of
+from pipeline.estimators.components import Components, seed_of, start_of
 from pipeline.federation import AGGREGATIONS, METHODS, Site
-from pipeline.federation.aggregate import stored
+from pipeline.federation.aggregation import stored
 from pipeline.federation.answers import subspace_from
 from pipeline.federation.circle import Circle
 from pipeline.federation.privacy import DP
@@ -132,7 +132,7 @@ class FederatedPCA(Components):
         self.checkpoint = checkpoint
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, start: Any = None) -> Self:
         """Find the components that the sites agree on.
 
         Parameters
@@ -140,6 +140,8 @@ class FederatedPCA(Components):
         X : sequence of Site, or of anything that `open_matrix` opens; or one Matrix
             The sites. One Matrix: each worker of the active Dask cluster is a site for the blocks that it reads.
         y : ignored
+        start : Subspace, fitted model or the path of a store, optional
+            Where the rounds of 'power', 'fedpg' and 'fedpe' begin, such as the answer of last week.
 
         Raises
         ------
@@ -157,10 +159,26 @@ class FederatedPCA(Components):
             raise InputError("a secure sum needs at least two sites")
         circle = Circle(sites, self._quorum(len(sites)), float(self.timeout), uuid.uuid4().hex, bool(self.secure))
         state, keep = self._resumed(circle, method, terms)
+        if start is not None and state is None:
+            state = self._begun(method.init(terms), start_of(start))
         found = federate(circle, method, terms, state, keep)
         self._shared = self._personal(found, circle, terms) if self.n_personal else {}
         self._finish(found, circle, labels)
         return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Fit one Matrix and give its scores; raises InputError for several sites, whose rows stay where they are."""
+        if isinstance(X, list | tuple | Mapping):
+            raise InputError("rows of sites stay there: fit the sites, then transform the rows of each at its site")
+        return self.fit(X, y, **fit_params).transform(X)
+
+    def _begun(self, state: Any, start: Subspace) -> Any:
+        """The first state of a method of rounds, with the leading directions of a start."""
+        rows = np.asarray(start.basis, np.float64)[: int(self.n_components), start.present]
+        for name in ("start", "z"):
+            if any(f.name == name for f in fields(state)) and len(rows) == self.n_components:
+                return replace(state, **{name: rows})
+        raise InputError(f"a start of {start.k} components cannot serve {self.aggregation!r} of {self.n_components}")
 
     def _resumed(self, circle: Circle, method: Method[Any], terms: Terms) -> tuple[Any, Keep | None]:
         """Where an earlier run stopped, if it did, and what keeps the state of each round."""
@@ -342,6 +360,8 @@ def _labels(sites: Mapping[str, Member], k: int) -> tuple[Any, Any]:
     matrices = [m for m in (getattr(site, "source", None) for site in sites.values()) if isinstance(m, Matrix)]
     if matrices and k > (width := max(m.shape[1] for m in matrices)):
         raise InputError(f"n_components={k} is more than the {width} features that the sites have")
+    if any(m.dtype.kind == "c" for m in matrices):
+        raise InputError("the sites' entries are complex: sites agree on real components only")
     if matrices and len(matrices) == len(sites) and k > (n := sum(m.shape[0] for m in matrices)):
         raise InputError(f"n_components={k} is more than the {n} samples that the sites have together")
     dtype = np.result_type(*(m.work_dtype for m in matrices)) if matrices else np.dtype(np.float64)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.federation.admm import Consensus
-from pipeline.federation.aggregate import AGGREGATIONS, aggregate
+from pipeline.federation.aggregation import AGGREGATIONS, aggregate
 from pipeline.federation.one_shot import OneShot
 from pipeline.federation.power import Power
 from pipeline.federation.privacy import DP

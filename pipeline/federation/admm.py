@@ -109,7 +109,7 @@ class Consensus:
         state = replace(state, round=state.round + 1)
         standard = state.ends.standard
         if standard is None:
-            ends = Power("random").step(terms, state.ends, replies, present)
+            ends = Power("random").step(terms, replace(state.ends, start=state.z), replies, present)
             return replace(state, ends=ends, z=ends.block if state.z is None else state.z)
         if state.reason is not None:
             if not set(state.members) <= set(replies):  # one went at the end: its part is taken out, then once more

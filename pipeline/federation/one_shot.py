@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.federation.aggregate import aggregate
+from pipeline.federation.aggregation import aggregate
 from pipeline.federation.answers import subspace_from
 from pipeline.federation.record import Record
 from pipeline.federation.standard import Standard, settled

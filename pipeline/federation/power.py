@@ -97,6 +97,8 @@ class Power:
     def _begun(self, terms: Terms, state: PowerState) -> PowerState:
         assert state.standard is not None
         width = int(state.standard.there.sum())
+        if state.start is not None and state.start.shape[1] != width:
+            raise InputError(f"the start has {state.start.shape[1]} features with values, the sites have {width}")
         if terms.k > width:
             raise InputError(f"n_components={terms.k} is more than the {width} features that have values")
         rng = np.random.default_rng(terms.seed)

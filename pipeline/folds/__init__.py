@@ -1,4 +1,4 @@
-"""The folds that the solvers are made of: moments, products with a thin matrix, and the factor of the long side."""
+"""The folds that solvers are made of: moments, products with a thin matrix, the factor of the long side, scores."""
 
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.defects import Defects
@@ -6,10 +6,12 @@ from pipeline.folds.digest import Digest, RowDigest
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.scores import ColumnScores, RowScores
 
 __all__ = [
     "ColumnFactor",
     "ColumnProduct",
+    "ColumnScores",
     "Defects",
     "Digest",
     "Moments",
@@ -18,5 +20,6 @@ __all__ = [
     "RowMeans",
     "RowMoments",
     "RowProduct",
+    "RowScores",
     "Standard",
 ]

@@ -69,7 +69,7 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
         else:
             stack.enter_context(client.as_current())
         matrix = open_source(spec.source)
-        estimator = make_estimator(spec.model).fit(matrix)
+        estimator = make_estimator(spec.model).fit(matrix, start=spec.model.start)
         save(estimator.subspace_, output.model, overwrite=output.overwrite)
         try:
             _write_products(spec, matrix, estimator)
@@ -91,7 +91,7 @@ def open_source(spec: SourceSpec) -> Matrix:
 
 def make_estimator(spec: ModelSpec) -> PCA | TruncatedSVD:
     """The estimator of a job, not fitted yet."""
-    parameters = spec.model_dump(exclude={"estimator", "center"})
+    parameters = spec.model_dump(exclude={"estimator", "center", "start"})
     if spec.estimator == "TruncatedSVD":
         return TruncatedSVD(**parameters)
     return PCA(center=spec.center is not False, **parameters)

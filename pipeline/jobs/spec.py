@@ -128,6 +128,7 @@ class ModelSpec(_Spec):
     memory_limit: _Bytes | None = Field(default=None, description="bytes a worker, or a size such as 2GB")
     checkpoint: _Name | None = Field(default=None, description="the path or URL of a store")
     random_state: int = Field(default=0, ge=0, description="an int of at least 0")
+    start: _Name | None = Field(default=None, description="the path or URL of a model to begin with")
 
     @model_validator(mode="after")
     def _centred_by_pca_only(self) -> ModelSpec:
