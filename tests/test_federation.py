@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -210,8 +212,6 @@ def test_a_faulty_site_is_left_out_with_the_reason(fault: str, aggregation: str,
     found = FederatedPCA(K, aggregation, timeout=5).fit(sites)
     assert set(found.excluded_) == {"bad"}
     assert found.subspace_.provenance["excluded"] == found.excluded_
-    import re
-
     assert re.search(reason, found.excluded_["bad"]), found.excluded_
     if aggregation == "power":  # the answer is that of the others
         assert sine(found, PCA(K).fit(np.concatenate(parts[:3]))) < 1e-6
@@ -333,8 +333,6 @@ def test_wrong_parameters_are_told_before_any_site_is_asked() -> None:
 
 
 def test_messages_are_bytes_that_cannot_run() -> None:
-    import pickle
-
     record = Record("product", 7, {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], np.uint64)}, {"n": 1.5})
     data = pack(record)
     again = unpack(data)

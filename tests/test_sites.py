@@ -30,7 +30,7 @@ from pipeline.errors import FederationError, InputError, StoreError
 from pipeline.federation.record import Record, pack
 from pipeline.jobs.exchange import Exchange, SiteState, serve
 from pipeline.jobs.federation import load_federation, load_site, serve_site
-from pipeline.jobs.seal import load_key, make_key, opened, sealed
+from pipeline.jobs.seal import digest, load_key, make_key, opened, sealed
 from pipeline.store.messages import Messages
 
 D, K = 30, 3
@@ -235,8 +235,6 @@ def test_an_exchange_refuses_whatever_is_not_the_reply(tmp_path: Path, caplog: p
     first = box.names("to/north")[0]
     wait = exchange.ask("north", request, 1.5)
     second = box.names("to/north")[1]
-    from pipeline.jobs.seal import digest
-
     asked, before = (box.get(f"to/north/{n}") for n in (second, first))
     good = {"sender": "north", "to": "coordinator", "number": int(second), "answers": digest(asked)}
     replayed = {**good, "number": int(first), "answers": digest(before)}

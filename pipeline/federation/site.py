@@ -16,6 +16,7 @@ from pipeline.federation.answers import answer
 from pipeline.federation.privacy import DP, Ledger
 from pipeline.federation.record import Record
 from pipeline.matrix import Matrix, open_matrix
+from pipeline.walk import crew
 
 __all__ = ["Member", "Site", "Waiter", "sites_of"]
 
@@ -171,8 +172,6 @@ class Site:
 
 def sites_of(X: Matrix) -> list[Site]:
     """One site a worker of the active cluster, each with the blocks that it is to read; one site without a cluster."""
-    from pipeline.walk import crew
-
     at_work = crew()
     if at_work.client is None:
         return [Site(X, name="here")]

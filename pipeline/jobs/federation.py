@@ -13,6 +13,7 @@ from pipeline.estimators import FederatedPCA
 from pipeline.federation import AGGREGATIONS, METHODS
 from pipeline.federation.answers import subspace_from, subspace_record
 from pipeline.federation.privacy import DP
+from pipeline.federation.record import Record
 from pipeline.federation.site import Site
 from pipeline.jobs.exchange import END, Exchange, SiteState, serve
 from pipeline.jobs.run import check_outputs, open_source
@@ -182,7 +183,7 @@ def run_federation(spec: FederationSpec) -> FederatedPCA:
         model.fit(sites)
     except BaseException as error:
         if exchange is not None:
-            exchange.end(over, _last({"reason": str(error) or type(error).__name__}))
+            exchange.end(over, Record(END, 0, {}, {"reason": str(error) or type(error).__name__}))
         raise
     save(model.subspace_, spec.output.model, overwrite=spec.output.overwrite)
     if exchange is not None:
@@ -246,9 +247,3 @@ def _site(name: str, member: MemberSpec, exchange: Exchange | None) -> Site:
         except OSError as error:
             raise InputError(f"sites.{name}.tls: {error}") from error
     return Site(member.source, name=name, address=member.address, security=security)
-
-
-def _last(facts: dict[str, Any]) -> Any:
-    from pipeline.federation.record import Record
-
-    return Record(END, 0, {}, facts)
