@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pipeline import __version__
+from pipeline.commands.federation import federate, site
 from pipeline.console import say, showing_progress
 from pipeline.errors import InputError, PipelineError, PlanError, StoreError
 
@@ -264,6 +265,50 @@ def transform(
 
 @main.command()
 @click.argument("model")
+@click.argument("source")
+@_source_options
+@click.option("--out", required=True, metavar="STORE", help="Zarr store to write the scores to.")
+@click.option("--fit", "normal", metavar="SOURCE", help="Normal samples: how many of SOURCE are stranger than these.")
+@click.option("--threshold", default="0.99", show_default=True, help="Quantile of the normal scores, or q.")
+@_scheduler
+@_overwrite
+@_json
+@click.pass_context
+def score(
+    ctx: click.Context,
+    model: str,
+    source: str,
+    out: str,
+    normal: str | None,
+    threshold: str,
+    scheduler: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write how far samples lie from MODEL to STORE: the higher, the stranger.
+
+    Squared distances from the components, in their units.
+    """
+    from pipeline.jobs.spec import SourceSpec, parse
+
+    spec = parse(SourceSpec, _source(source, options))
+
+    from pipeline.jobs.cluster import cluster_client
+    from pipeline.jobs.run import anomalies_of, check_outputs
+    from pipeline.store import load
+
+    check_outputs([out], source, overwrite=overwrite)
+    subspace = load(model)
+    with cluster_client(scheduler), showing_progress(_quiet(ctx)):
+        facts = anomalies_of(subspace, spec, out, normal=normal, threshold=threshold, overwrite=overwrite)
+    if normal is not None and not _quiet(ctx):
+        say(f"{facts['anomalies']} of {facts['samples']} samples lie above the threshold {facts['threshold']:.6g}")
+    click.echo(json.dumps({"scores": out, **facts}, indent=2) if as_json else out)
+
+
+@main.command()
+@click.argument("model")
 @_scheduler
 @_json
 def inspect(model: str, scheduler: str | None, as_json: bool) -> None:
@@ -407,6 +452,9 @@ def _print_model(facts: dict[str, Any]) -> None:
         modes.add_row(str(m["mode"]), f"{m['singular_value']:.6g}", *shares, *bounds)
     console.print(Text(), modes, sep="\n")
 
+
+for command in (federate, site):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

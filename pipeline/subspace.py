@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from pipeline.errors import InputError, NonfiniteError
+from pipeline.flag import Flag, checked_type
 from pipeline.kernels.blocks import doubled, magnitudes, working_dtype
 from pipeline.kernels.em import imputed
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
@@ -243,6 +244,14 @@ class Subspace:
             left_out=self.left_out if k == self.k else self._left_out(k),
         )
 
+    def flag(self, flag_type: Any) -> Flag:
+        """Its first d_1 < d_2 < … components as nested subspaces, for `Flag.distance`, `Flag.mean`, `Flag.median`.
+
+        Raises InputError where the dimensions do not increase, or are more than there are components.
+        """
+        kind = checked_type(flag_type, self.k)
+        return Flag(kind, self.basis[: kind[-1]])
+
     def merge(self, other: Subspace, n_components: int | None = None) -> Subspace:
         """The subspace of both sets of samples together (Iwen and Ong 2016, with means).
 
@@ -292,7 +301,7 @@ class Subspace:
             mean=mean,
             n_samples=n,
             total_variance=spread / dof if dof else 0.0,
-            residual=tail / np.maximum(squares[:k], np.finfo(float).tiny),
+            residual=tail / np.maximum(squares[:k], max(1e-16 * float(squares[0]), np.finfo(float).tiny)),
             angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
             passes=max(self.passes, other.passes),
             left_out=tails + np.array([squares[k], 0.0]),

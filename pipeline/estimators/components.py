@@ -38,7 +38,7 @@ from pipeline.store import load
 from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.subspace import Subspace
 
-__all__ = ["Components", "seed_of"]
+__all__ = ["Components", "seed_of", "squared_error"]
 
 
 class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -201,7 +201,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def reconstruction_error(self, X: Any) -> Any:
         """Squared distance of each sample from its projection (n,), in weighted, scaled units."""
         check_is_fitted(self)
-        return self._rowwise(X, partial(_squared_error, self.subspace_), "reconstruction_error")
+        return self._rowwise(X, partial(squared_error, self.subspace_), "reconstruction_error")
 
     def _rowwise(
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
@@ -322,7 +322,8 @@ def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
 
 
-def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+def squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    """Squared distance (m,) of rows (m, d) from a subspace, in its weighted, scaled units."""
     scores = subspace.project(rows)
     dtype = scores.dtype
     z = np.where(subspace.present, rows, 0) if not subspace.present.all() else rows

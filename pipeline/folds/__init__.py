@@ -2,6 +2,7 @@
 
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.defects import Defects
+from pipeline.folds.digest import Digest, RowDigest
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
@@ -14,8 +15,10 @@ __all__ = [
     "ColumnScores",
     "Content",
     "Defects",
+    "Digest",
     "Moments",
     "Products",
+    "RowDigest",
     "RowMeans",
     "RowMoments",
     "RowProduct",

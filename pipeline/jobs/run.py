@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.estimators import PCA, TruncatedSVD
+from pipeline.estimators import PCA, AnomalyDetector, TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
-from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec
+from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Plan
 from pipeline.store import history, save
@@ -26,7 +26,7 @@ from pipeline.subspace import Subspace
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["JobResult", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
+__all__ = ["JobResult", "anomalies_of", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,34 @@ def scores_of(subspace: Subspace, spec: SourceSpec, out: str | None = None, *, o
     samples = matrix.samples
     values = estimator.transform(matrix).reshape(*samples.sizes, subspace.k)
     return xr.DataArray(values, samples.xarray_coords(), (*samples.dims, "mode"))
+
+
+def anomalies_of(
+    subspace: Subspace,
+    spec: SourceSpec,
+    out: str,
+    *,
+    normal: str | None = None,
+    threshold: str | float = 0.99,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the anomaly scores of a source to `out`, and count those above a threshold fitted to normal samples.
+
+    Returns samples, and with `normal` threshold and anomalies; raises as `AnomalyDetector` does.
+    """
+    value = scalar(threshold) if isinstance(threshold, str) else threshold
+    detector = AnomalyDetector(subspace, value)
+    source = spec.path if spec == SourceSpec(path=spec.path) else open_source(spec)
+    if normal is not None:
+        # Opened as the source is, so that the same variables and dims are meant.
+        detector.fit(normal if source == spec.path else open_source(spec.model_copy(update={"path": normal})))
+    scores = detector.score(source, out=out, overwrite=overwrite)
+    facts: dict[str, Any] = {"samples": int(scores.size)}
+    if normal is None:
+        return facts
+    lengths = range(0, scores.shape[0], max(1, 2**22 // max(scores[:1].size, 1)))
+    above = sum(int((scores[i : i + lengths.step].values > detector.threshold_).sum()) for i in lengths)
+    return facts | {"threshold": detector.threshold_, "anomalies": above}
 
 
 def check_outputs(outputs: Sequence[str | None], source: str | None = None, *, overwrite: bool = False) -> None:

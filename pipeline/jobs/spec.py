@@ -28,6 +28,7 @@ __all__ = [
     "Range",
     "SourceSpec",
     "load_job",
+    "load_spec",
     "parse_job",
     "scalar",
 ]
@@ -190,10 +191,17 @@ def parse(kind: type[S], settings: Mapping[str, Any]) -> S:
 
 
 def load_job(path: str | PathLike[str]) -> JobSpec:
-    """The job that a YAML file describes.
+    """The job that a YAML file describes; raises as `load_spec`."""
+    return load_spec(JobSpec, path)
+
+
+def load_spec(kind: type[S], path: str | PathLike[str]) -> S:
+    """What a YAML file describes.
 
     Parameters
     ----------
+    kind : type
+        Of the settings.
     path : path
         Of the file; relative paths inside it start at the current directory.
 
@@ -219,11 +227,12 @@ def load_job(path: str | PathLike[str]) -> JobSpec:
         raise InputError(f"{name} is no YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(settings, dict):
         what = "is empty" if settings is None else "holds no keys"
-        raise InputError(f"{name} {what}: a job needs the sections source, model and output")
+        needed = [key for key, field in kind.model_fields.items() if field.is_required()]
+        raise InputError(f"{name} {what}: it needs the sections {', '.join(needed[:-1])} and {needed[-1]}")
     try:
-        return JobSpec.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        place, sentence = _explain(JobSpec, settings, error)
+        place, sentence = _explain(kind, settings, error)
         raise InputError(f"{name} line {_line(root, place)}: {sentence}") from None
 
 
