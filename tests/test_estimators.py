@@ -239,7 +239,7 @@ def test_batches_of_any_height_give_the_same(heights: tuple[int, ...], center: b
 def test_batches_that_are_truncated_stay_near() -> None:
     plain = spectrum(600, 20)
     noise = np.random.default_rng(1).normal(size=plain.shape)  # of another seed: white beside the signal, too
-    noisy = plain[:, :4] @ np.linalg.qr(plain[:20, :4])[0].T + noise
+    noisy = 3 * plain[:, :4] @ np.linalg.qr(plain[:20, :4])[0].T + noise
     for X, wanted in ((plain, 3), (plain, 0.9), (noisy, "auto")):
         whole, batched = PCA(wanted).fit(X), PCA(wanted)
         for part in np.array_split(X, 6):
