@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -29,8 +30,20 @@ __all__ = ["main"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# Commands that have a module of their own: name to where it is.
+_ELSEWHERE = dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history")
+
+
 class _OneSentence(click.Group):
     """A group whose commands end in one sentence and an exit code, never in a traceback (unless asked for)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            return getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params["debug"]
@@ -134,6 +147,8 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
 @_source_options
 @click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
 @click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@click.option("--store", type=click.Choice(["zarr", "icechunk"]), default="zarr", help="What MODEL is kept in.")
+@click.option("--checkpoint", metavar="STORE", help="Where to keep the state: the same command goes on from there.")
 @click.option("--start", metavar="MODEL", help="Model to begin with: that of SOURCE before it changed a little.")
 @_scheduler
 @_overwrite
@@ -143,6 +158,7 @@ def fit(
     source: str,
     out: str,
     scores: str | None,
+    store: str,
     scheduler: str | None,
     overwrite: bool,
     **options: Any,
@@ -154,7 +170,7 @@ def fit(
         {
             "source": _source(source, options),
             "model": _model(options),
-            "output": {"model": out, "scores": scores, "overwrite": overwrite},
+            "output": {"model": out, "scores": scores, "store": store, "overwrite": overwrite},
             "cluster": {"address": scheduler} if scheduler else None,
         }
     )

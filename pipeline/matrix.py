@@ -44,6 +44,7 @@ class Matrix:
     block_length: int | None = None
     fill: np.ndarray | None = None
     code: float | None = None
+    edges: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,11 +83,13 @@ class Matrix:
     @property
     def T(self) -> Matrix:
         """The same matrix, cut along its other side: each block holds whole columns."""
-        return replace(self, side=1 - self.side)
+        return replace(self, side=1 - self.side, edges=None)
 
     @cached_property
     def cuts(self) -> np.ndarray:
-        """Where the walked side is cut: 0, …, its length."""
+        """Where the walked side is cut: 0, …, its length (or the stretch of it that is meant)."""
+        if self.edges is not None:
+            return self.edges
         if self.block_length is not None:
             return np.append(np.arange(0, self.shape[self.side], self.block_length), self.shape[self.side])
         across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
@@ -215,7 +218,8 @@ class Matrix:
         weights = None if self.sample_weights is None else self.sample_weights[start:stop]
         take = getattr(self.source, "rows", None)
         source = take(start, stop) if take else Window(self.source, start, stop)
-        return replace(self, source=source, samples=self.samples.take(start, stop), sample_weights=weights)
+        samples = self.samples.take(start, stop)
+        return replace(self, source=source, samples=samples, sample_weights=weights, edges=None)
 
     def cut_to(self, block_bytes: int) -> Matrix:
         """The same matrix in blocks of at most so many bytes (or one row each)."""
@@ -224,6 +228,10 @@ class Matrix:
     def cut_at(self, block_length: int) -> Matrix:
         """The same matrix in blocks of exactly so many rows (the last may be shorter), whatever the stored chunks."""
         return replace(self, block_length=block_length)
+
+    def stretch(self, edges: np.ndarray) -> Matrix:
+        """The same matrix of which only the blocks between these cuts are walked."""
+        return replace(self, edges=edges)
 
     def __repr__(self) -> str:
         n, d = self.shape

@@ -88,8 +88,8 @@ def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:
 class Slow:
     """An array that takes its time, so that there is one to kill its reader in."""
 
-    def __init__(self, path: str, seconds: float) -> None:
-        self.path, self.seconds, self.shape, self.dtype = path, seconds, SHAPE, np.dtype("f8")
+    def __init__(self, path: str, seconds: float, shape: tuple[int, int] = SHAPE) -> None:
+        self.path, self.seconds, self.shape, self.dtype = path, seconds, shape, np.dtype("f8")
 
     def __getitem__(self, where: object) -> np.ndarray:
         time.sleep(self.seconds)

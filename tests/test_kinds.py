@@ -361,6 +361,29 @@ def test_complex_batches_merge_and_complex_likelihoods_are_those_of_scipy() -> N
     np.testing.assert_allclose(PCA(5).fit(Z[:, :5]).score_samples(Z[:, :5]), expected, rtol=1e-9)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(4, 40), st.integers(3, 40)),
+    decay=st.floats(0.3, 0.95),
+    seed=st.integers(0, 10**6),
+    solver=st.sampled_from([*SOLVERS, "single_pass"]),
+    dtype=st.sampled_from(["c8", "c16"]),
+)
+def test_no_bound_of_complex_data_is_below_the_truth(shape, decay: float, seed: int, solver: str, dtype: str) -> None:
+    rng, r = np.random.default_rng(seed), min(shape[0] - 1, shape[1])
+    left, right = (rng.standard_normal((m, r)) + 1j * rng.standard_normal((m, r)) for m in shape)
+    u, v = np.linalg.qr(left - left.mean(axis=0))[0], np.linalg.qr(right)[0]
+    x = ((u * decay ** np.arange(r)) @ v.conj().T + rng.normal()).astype(dtype)
+    wide = x.astype("c16")
+    rows = np.linalg.svd(wide - wide.mean(axis=0))[2]
+    k = min(3, *shape) - (shape[0] == 3)
+    found = PCA(k, solver=solver).fit(x)
+    for j in range(1, k + 1):
+        basis = np.linalg.qr(found.components_[:j].conj().T.astype("c16"))[0]
+        sine = np.linalg.norm(basis - rows[:j].conj().T @ (rows[:j] @ basis), 2)
+        assert sine <= np.sin(found.subspace_.angle_bounds[j - 1]) + 1e-12
+
+
 def test_a_target_that_is_complex_is_refused() -> None:
     with pytest.raises(InputError, match="Complex data not supported"):
         PCA(1).fit(X, np.ones(N) * 1j)

@@ -1,1 +1,1 @@
-"""Commands of `pipeline` that make a group of their own."""
+"""Commands of the command line that have a module of their own, imported when they are called."""

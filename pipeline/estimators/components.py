@@ -35,6 +35,7 @@ from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
 from pipeline.store import load
+from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.subspace import Subspace
 
 __all__ = ["Components", "seed_of", "squared_error"]
@@ -49,6 +50,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     solver: str
     missing: str
     memory_limit: int | str | None
+    checkpoint: Any
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
@@ -124,7 +126,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         check_operator(matrix)
         keep = Keep(ready.keep)
         try:
-            subspace = solve(ready.matrix, ready.solver, keep)
+            with checkpoint_at(self.checkpoint) as checkpoint:
+                subspace = solve(ready.matrix, ready.solver, keep, checkpoint)
             if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
                 raise InputError(
                     f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance"
@@ -297,8 +300,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
         raise InputError(f"memory_limit={estimator.memory_limit!r}: give bytes, or a size such as '2GB'")
-    if estimator.checkpoint is not None:
-        raise InputError("checkpoint is not offered yet: leave it None")
+    if not isinstance(estimator.checkpoint, str | PathLike | Store | Checkpoint | None) or estimator.checkpoint == "":
+        raise InputError(f"checkpoint={estimator.checkpoint!r}: give the path or URL of a store, or None")
     return Settings(
         Rank(estimator.n_components),
         bool(center),

@@ -52,8 +52,9 @@ class PCA(Components):
         (Tipping and Bishop 1999). Among integers, -1 is missing too under `scale='genotype'`.
     memory_limit : int or str, optional
         Bytes a worker, or a size such as '2GB'.
-    checkpoint : None
-        Store for resumable state.
+    checkpoint : str, PathLike or zarr Store, optional
+        A place of its own for the state of the fit, written after each pass and inside of it: the same fit goes on from
+        there when it was killed. Removed when the fit is done; refused when it is that of other data or settings.
     random_state : int, RandomState or None
         Of the randomized solver.
     whiten : bool

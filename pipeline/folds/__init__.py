@@ -7,11 +7,13 @@ from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
 from pipeline.folds.scores import ColumnScores, RowScores
+from pipeline.folds.witness import Content, Witness, witnessed
 
 __all__ = [
     "ColumnFactor",
     "ColumnProduct",
     "ColumnScores",
+    "Content",
     "Defects",
     "Digest",
     "Moments",
@@ -22,4 +24,6 @@ __all__ = [
     "RowProduct",
     "RowScores",
     "Standard",
+    "Witness",
+    "witnessed",
 ]

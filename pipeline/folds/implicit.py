@@ -23,6 +23,7 @@ from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.pairing import Pair, Pairing
 from pipeline.folds.products import Products, RowProduct
 from pipeline.folds.sketches import ColumnSketch, ColumnSketches, RowSketch, RowSketches
+from pipeline.folds.witness import Seen, Witness
 from pipeline.kernels.blocks import LOUDEST, spread_of
 from pipeline.kernels.implicit import ImplicitBlock
 from pipeline.kernels.rounding import Rounding
@@ -42,6 +43,8 @@ def implicit_block(fold: Any, x: ImplicitBlock, at: tuple[int, int], held: Any) 
 
 def takes_implicit(fold: Any) -> bool:
     """Whether `implicit_block` knows the fold."""
+    if isinstance(fold, Witness):
+        return takes_implicit(fold.fold)
     return implicit_block.dispatch(type(fold)) is not implicit_block.dispatch(object)
 
 
@@ -224,3 +227,9 @@ def _part(weights: np.ndarray | None, at: tuple[int, int]) -> np.ndarray | None:
 def _check_loud(energy: float) -> None:
     if not energy < LOUDEST:
         raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
+
+
+@implicit_block.register
+def _(fold: Witness, x: ImplicitBlock, at: tuple[int, int], held: Any) -> Any:
+    inside = held.summary if isinstance(held, Seen) else held
+    return fold.implicit(x, implicit_block(fold.fold, x, at, inside), at, held)

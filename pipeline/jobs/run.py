@@ -17,8 +17,10 @@ from pipeline.jobs.cluster import cluster_client
 from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Plan
-from pipeline.store import save
-from pipeline.store.head import ROOT, Head
+from pipeline.store import history, save
+from pipeline.store.checkpoint import checkpoint_at
+from pipeline.store.head import ROOT
+from pipeline.store.read import is_icechunk, locate
 from pipeline.subspace import Subspace
 
 if TYPE_CHECKING:
@@ -62,15 +64,19 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
     """
     output = spec.output
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=output.overwrite)
-    _check_is_model(output.model)
+    _check_apart(spec)
+    place = f"icechunk:{output.model}" if output.store == "icechunk" else output.model
+    head = _head_of(place, output.overwrite)
     with ExitStack() as stack:
         if client is None:
             stack.enter_context(cluster_client(spec=spec.cluster))
         else:
             stack.enter_context(client.as_current())
         matrix = open_source(spec.source)
-        estimator = make_estimator(spec.model).fit(matrix, start=spec.model.start)
-        save(estimator.subspace_, output.model, overwrite=output.overwrite)
+        # The checkpoint goes when the model is stored, not before.
+        with checkpoint_at(spec.model.checkpoint) as checkpoint:
+            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix, start=spec.model.start)
+            save(estimator.subspace_, place, overwrite=output.overwrite, parent=head)
         try:
             _write_products(spec, matrix, estimator)
         except PipelineError as error:
@@ -174,11 +180,35 @@ def _check_writable(output: str, place: Path) -> None:
         raise StoreError(f"{output} cannot be written ({error.strerror} in {above}): choose another place") from error
 
 
-def _check_is_model(output: str) -> None:
-    """What a model replaces must be a model; an array under a mistyped name is not."""
-    root = Path(output) / ROOT
-    if root.exists():
-        Head.parse(root.read_bytes(), output)
+def _check_apart(spec: JobSpec) -> None:
+    """A checkpoint has a place of its own."""
+    kept = spec.model.checkpoint
+    if kept is None or "://" in kept:
+        return
+    place, output = Path(kept).resolve(), spec.output
+    for other in filter(None, (spec.source.path, output.model, output.scores, output.report)):
+        taken = Path(other).resolve()
+        if "://" not in other and (place == taken or place in taken.parents or taken in place.parents):
+            raise InputError(f"the checkpoint {kept} cannot lie where {other} is: choose a place of its own")
+
+
+def _head_of(output: str, overwrite: bool) -> str | None:
+    """Id of the version that a model is to follow: if it is another one in the end, somebody else was faster.
+
+    What a model replaces must be a model; an array under a mistyped name is not.
+    """
+    local = "://" not in output and not is_icechunk(locate(output))
+    if local and not (Path(output) / ROOT).exists():
+        return None
+    try:
+        head = history(output).head
+    except StoreError:
+        if local:
+            raise
+        return None  # nothing is there, or what is wrong is told when it is written to
+    if not overwrite:
+        raise StoreError(f"{output} exists already: choose another place, or replace it with overwrite (--overwrite)")
+    return head
 
 
 def _write_products(spec: JobSpec, matrix: Matrix, estimator: PCA | TruncatedSVD) -> None:

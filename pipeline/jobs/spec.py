@@ -143,6 +143,7 @@ class OutputSpec(_Spec):
     model: _Name = Field(description="the path or URL of the store to write")
     scores: _Name | None = Field(default=None, description="the path or URL of the store to write")
     report: _Name | None = Field(default=None, description="the path of the HTML file to write")
+    store: Literal["zarr", "icechunk"] = Field(default="zarr", description="zarr or icechunk")
     overwrite: bool = Field(default=False, description="true or false")
 
 

@@ -18,6 +18,7 @@ from pipeline.kernels.blocks import doubled, magnitudes
 __all__ = ["ImplicitBlock", "OperatorBlock", "SparseBlock", "as_compressed"]
 
 _PANEL_BYTES = 32 << 20  # of a dense panel or a sparse product at a time
+_LINE = 8  # columns of a thin matrix that are multiplied at a time
 _CROWDED = 0.2  # share of entries stored from which on dense products are faster than sparse ones
 
 
@@ -113,12 +114,12 @@ class SparseBlock:
         self.dtype: np.dtype[Any] = wide
 
     def times(self, thin: np.ndarray) -> np.ndarray:
-        return self.array @ thin
+        return _product(self.array, thin)
 
     def adjoint(self, thin: np.ndarray) -> np.ndarray:
         if self.dtype.kind != "c":
-            return self.array.T @ thin
-        return (self.array.T @ thin.conj()).conj()
+            return _product(self.array.T, thin)
+        return _product(self.array.T, thin.conj()).conj()
 
     def sums(self, weights: np.ndarray | None = None) -> np.ndarray:
         return self.array.T @ (np.ones(self.shape[0]) if weights is None else weights)
@@ -333,6 +334,17 @@ def _stretches(length: int, across: int) -> Iterator[tuple[int, int]]:
     step = _panel(across)
     for start in range(0, length, step):
         yield start, min(start + step, length)
+
+
+def _product(a: Any, thin: np.ndarray) -> np.ndarray:
+    """a @ thin, some columns at a time: what is gathered for an entry is then a line of the cache."""
+    width = thin.shape[1] if thin.ndim == 2 else 1
+    if width <= 2 * _LINE:
+        return a @ thin
+    product = np.empty((a.shape[0], width), np.result_type(a.dtype, thin.dtype))
+    for start in range(0, width, _LINE):
+        product[:, start : start + _LINE] = a @ np.ascontiguousarray(thin[:, start : start + _LINE])
+    return product
 
 
 def _add_gram(out: np.ndarray, a: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 
 from pipeline.kernels.certificate import nystrom_bounds, sine_bounds, sines_of
-from pipeline.kernels.linalg import eigh_descending
+from pipeline.kernels.linalg import eigh_descending, orthonormal
 
 __all__ = ["Leading", "Products", "Ritz", "nystrom", "rayleigh_ritz"]
 
@@ -85,10 +85,10 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     """Eigenpairs of W (K^H W)^-1 W^H: worth half a pass more than Rayleigh-Ritz.
 
     With a shift nu, W' = W + nu K and K^H W' = R^H R, they are the left singular vectors of W' R^-1 and its squared
-    singular values less nu (Tropp, Yurtsever, Udell and Cevher 2017, algorithm 3). What is left of C + nu,
-    E = C + nu - W' (K^H W')^-1 W'^H, is positive semidefinite, vanishes on K and is no more than what K leaves of C:
-    residuals are E u, and so at most ||E|| times the part of u outside K. A shift of twice the rounding errors keeps
-    all of this true for the products as they were computed.
+    singular values less the shift as far as they lie in K (Tropp, Yurtsever, Udell and Cevher 2017, algorithm 3). What
+    is left of C + nu, E = C + nu - W' (K^H W')^-1 W'^H, is positive semidefinite, vanishes on K and is no more than
+    what K leaves of C: residuals are E u, and so at most ||E|| times the part of u outside K. A shift of twice the
+    rounding errors keeps all of this true for the products as they were computed.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     factor = scipy.linalg.solve_triangular(root, shifted.T, trans="T", check_finite=False).T
     squares, turn = eigh_descending(factor.conj().T @ factor)
     k = choose(np.maximum(squares - shift, 0.0))
-    vectors = np.linalg.qr(factor @ turn[:, :k])[0]
+    vectors = orthonormal(factor @ turn[:, :k])
     back = scipy.linalg.solve_triangular(root, turn, check_finite=False)
     # Inner products of the parts outside K, each times the root of its value; what rounds off there is added.
     parts = products.leak.conj().T @ products.leak
@@ -118,4 +118,6 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     left = min(max(outside, 0.0) + 2 * rounding, trace) + shift
     away, rest = nystrom_bounds(np.maximum(squares, 0.0), tilt, left, k)
     sines = sines_of(left * away, squares[:k], rest, 2 * rounding + shift)
-    return Leading(np.maximum(squares[:k] - shift, 0.0), vectors, left * away + 2 * rounding + shift, sines)
+    # The shift has added to a vector's value as far as the vector lies in K.
+    values = np.maximum(squares[:k] - shift * (1 - away**2), 0.0)
+    return Leading(values, vectors, left * away + 2 * rounding + shift, sines)

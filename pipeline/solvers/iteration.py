@@ -16,7 +16,7 @@ from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
 from pipeline.kernels.certificate import norm_from_probes
-from pipeline.kernels.linalg import eigh_descending, orthonormal
+from pipeline.kernels.linalg import eigh_descending, orthonormal, tall_qr
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
 from pipeline.solvers.dual_gram import factored, right_sines, standard
@@ -324,9 +324,9 @@ class Iteration:
         """The probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
         if state.probes.shape[1] == 0:  # only now: a random basis, that of the first pass, would hide a part
             rng = np.random.default_rng([self.settings.seed, 1, state.passes])
-            probes, size = np.linalg.qr(rng.standard_normal((whole.shape[0], min(self.n_probes, whole.shape[0]))))
+            probes, size = tall_qr(rng.standard_normal((whole.shape[0], min(self.n_probes, whole.shape[0]))))
             return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0)
-        probes, size = np.linalg.qr(image - whole @ (whole.conj().T @ image))
+        probes, size = tall_qr(image - whole @ (whole.conj().T @ image))
         size, powers = size @ state.probe_size, state.probe_powers + 1
         norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
         log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
