@@ -188,7 +188,8 @@ def test_flag_averages() -> None:
     for _ in range(50):  # nothing near is better
         other = near(mean, 0.01, rng)
         assert sum(f.distance(other) ** 2 for f in some) > cost
-        assert sum(f.distance(near(median, 0.01, rng)) for f in some) > total
+        other = near(median, 0.01, rng)
+        assert sum(f.distance(other) for f in some) > total
     for average in (Flag.mean, Flag.median):
         assert average([center]).distance(center) < 1e-9
         assert average([center] * 5).distance(center) < 1e-6

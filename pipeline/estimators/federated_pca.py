@@ -235,6 +235,7 @@ class FederatedPCA(Components):
             total_variance=own.total_variance,
             residual=np.ones(values.size),
             angle_bounds=np.full(values.size, np.pi / 2),
+            left_out=None,
         )
 
     def _finish(self, found: Subspace, circle: Circle, labels: Any) -> None:

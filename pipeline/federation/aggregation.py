@@ -112,6 +112,8 @@ def finished(members: Members, agreed: Agreement, robust: bool) -> Subspace:
         singular_values=values,
         residual=miss / np.maximum(squares, max(1e-16 * float(squares.max(initial=0.0)), np.finfo(float).tiny)),
         angle_bounds=np.full(k, np.pi / 2) if robust else _bounds(rows, whole),
+        turn=None,
+        left_out=None,
     )
 
 

@@ -93,7 +93,14 @@ def _personal(local: Local, request: Record) -> Record:
     p = min(p, *rest.shape)
     _, values, vectors = np.linalg.svd(rest, full_matrices=False)
     unknown = np.full(p, np.pi / 2)
-    found = replace(own, components=vectors[:p], singular_values=values[:p], residual=np.ones(p), angle_bounds=unknown)
+    found = replace(
+        own,
+        components=vectors[:p],
+        singular_values=values[:p],
+        residual=np.ones(p),
+        angle_bounds=unknown,
+        left_out=None,
+    )
     reply = subspace_record(found, request.round)
     return replace(reply, kind="personal", arrays={**reply.arrays, "shared": along})
 
