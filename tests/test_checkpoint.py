@@ -341,6 +341,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
     script, log, model = tmp_path / "fit.py", tmp_path / "log", tmp_path / "m.zarr"
     script.write_text(SLOW)

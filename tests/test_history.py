@@ -234,6 +234,7 @@ def many_commits(model: Path, processes: int, each: int) -> dict[str, float]:
     return {id: value for what, value, id in told if what == "done"}
 
 
+@pytest.mark.slow
 def test_many_processes_commit_at_once(tmp_path: Path) -> None:
     model = tmp_path / "m.zarr"
     save(of_version(1), model)
@@ -256,6 +257,7 @@ def publish_and_expire(model: Path, stop: Any) -> None:
         expire(model, 2, grace=0.0)
 
 
+@pytest.mark.slow
 def test_reading_while_versions_are_published_and_expire(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("forkserver")
     spawn.set_forkserver_preload(["hypothesis.extra.numpy", "pipeline.store", "pytest", "xarray", "zarr"])

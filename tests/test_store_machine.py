@@ -135,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("CHAOS_EXAMPLES", "4")),
+    max_examples=int(os.environ.get("CHAOS_EXAMPLES", "3")),
     stateful_step_count=10,
     deadline=None,
     suppress_health_check=list(HealthCheck),
