@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline import errors as errors
     from pipeline.estimators import PCA as PCA
+    from pipeline.estimators import RobustPCA as RobustPCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
     from pipeline.matrix import Matrix as Matrix
     from pipeline.matrix import open_matrix as open_matrix
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Matrix": "pipeline.matrix",
     "PCA": "pipeline.estimators",
+    "RobustPCA": "pipeline.estimators",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
     "errors": "pipeline.errors",

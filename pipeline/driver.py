@@ -49,7 +49,7 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
     """
     cost, tol = solver.cost(X), solver.settings.tol
     state = solver.init(X)
-    passes = None if tol is not None else cost.passes + (solver.settings.missing == "mean")
+    passes = None if tol is not None or cost.open_ended else cost.passes + (solver.settings.missing == "mean")
     walks: list[dict[str, Any]] = []
     if solver.settings.missing == "mean":
         observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
@@ -70,9 +70,8 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         walks.append({"pass": len(walks) + 1, **asdict(tally)})
         state = solver.step(X, state, summary)
     found = solver.result(X, state)
-    found = replace(
-        found, passes=len(walks), provenance={"solver": solver.name, "reason": reason, "walks": _plain(walks)}
-    )
+    story = {**found.provenance, "solver": solver.name, "reason": reason, "walks": _plain(walks)}
+    found = replace(found, passes=len(walks), provenance=story)
     if tol is not None and np.sin(found.angle_bound) > tol:
         raise ConvergenceError(
             f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "

@@ -16,7 +16,7 @@ from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.walk import Crew, crew
 
-__all__ = ["Plan", "Prepared", "plan", "prepare"]
+__all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 # What a thread of today's machines does, for choosing between solvers; only ratios matter.
 _READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
@@ -43,17 +43,18 @@ class Plan:
     workers: int
     threads: int
     tol: float | None
+    open_ended: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        least = "at least " if self.tol is not None else ""
+        least = "at least " if self.tol is not None or self.open_ended else ""
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
         lines = {
             "solver": f"{self.solver}: {self.why}",
-            "passes": f"{least}{self.passes}" + (f", until the angle is certified to {self.tol:g}" if least else ""),
+            "passes": f"{least}{self.passes}" + (f", until the angle is certified to {self.tol:g}" if self.tol else ""),
             "bytes read": f"{least}{format_bytes(self.bytes_read)}",
             "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
@@ -79,7 +80,7 @@ def plan(X: Any, model: Any) -> Plan:
     Parameters
     ----------
     X : Matrix or anything that `open_matrix` opens
-    model : PCA or TruncatedSVD
+    model : PCA, TruncatedSVD or RobustPCA
         Fitted or not.
 
     Returns
@@ -101,7 +102,7 @@ def plan(X: Any, model: Any) -> Plan:
     >>> p.solver, p.passes, p.bytes_read
     ('gram', 1, 160000)
     """
-    return prepare(open_matrix(X), model.settings(), model.solver, model.memory_limit).plan
+    return model.prepare(open_matrix(X)).plan
 
 
 def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None) -> Prepared:
@@ -129,6 +130,13 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     if solver == "auto" and others:
         why += f" ({others})"
     return Prepared(_with(best.plan, why), best.matrix, best.solver)
+
+
+def prepare_solver(X: Matrix, solver: Solver[Any], memory_limit: int | str | None, why: str) -> Prepared:
+    """The height of the blocks for a solver that is chosen already; raises as `plan` does."""
+    at_work = crew()
+    found = _fit(X, solver, at_work, _limit(memory_limit, at_work))
+    return Prepared(_with(found.plan, why), found.matrix, found.solver)
 
 
 def _with(found: Plan, why: str) -> Plan:
@@ -182,6 +190,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
         workers=at_work.workers,
         threads=at_work.threads,
         tol=solver.settings.tol,
+        open_ended=cost.open_ended,
     )
     return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver)
 

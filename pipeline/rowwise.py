@@ -39,6 +39,8 @@ class RowFunction:
     """(d,) bool: the features that it looks at."""
     fill: np.ndarray | None = None
     """(d,) what NaN is replaced by, if at all."""
+    infinite: bool = False
+    """Whether infinity is a result as good as any; the function then refuses entries that are no numbers itself."""
 
     def filled(self, rows: np.ndarray) -> np.ndarray:
         """Rows as the function gets them."""
@@ -50,7 +52,7 @@ class RowFunction:
         """Apply; raises NonfiniteError where the result is NaN or Inf, as it is wherever a row is."""
         with np.errstate(invalid="ignore", over="ignore"):
             result = self.apply(self.filled(rows))
-        if not np.isfinite(result).all():
+        if not (self.infinite or np.isfinite(result).all()):
             raise NonfiniteError("NaN or Inf among the entries")
         return result
 

@@ -1,6 +1,7 @@
 """Estimators with scikit-learn's names and contract over the solvers."""
 
 from pipeline.estimators.pca import PCA
+from pipeline.estimators.robust_pca import RobustPCA
 from pipeline.estimators.truncated_svd import TruncatedSVD
 
-__all__ = ["PCA", "TruncatedSVD"]
+__all__ = ["PCA", "RobustPCA", "TruncatedSVD"]

@@ -17,7 +17,7 @@ from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
-from pipeline.plans import Plan, prepare
+from pipeline.plans import Plan, Prepared, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
@@ -76,15 +76,19 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
-        self._fit(matrix, settings)
+        self._fit(matrix)
         return self
 
-    def _fit(self, matrix: Matrix, settings: Settings) -> None:
+    def prepare(self, matrix: Matrix) -> Prepared:
+        """The plan of a fit, and what it is carried out with; raises as `plan` does."""
+        return prepare(matrix, self.settings(), self.solver, self.memory_limit)
+
+    def _fit(self, matrix: Matrix) -> None:
         if 0 in matrix.shape:
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = prepare(matrix, settings, self.solver, self.memory_limit)
+        ready = self.prepare(matrix)
         subspace = solve(ready.matrix, ready.solver)
         self.plan_ = ready.plan
         self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
@@ -143,7 +147,10 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        function = RowFunction(apply, width, name, self.subspace_.present, fill)
+        return self._applied(X, RowFunction(apply, width, name, self.subspace_.present, fill), out, overwrite)
+
+    def _applied(self, X: Any, function: RowFunction, out: Any = None, overwrite: bool = False) -> Any:
+        fill = function.fill
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)

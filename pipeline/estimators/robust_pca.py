@@ -1,0 +1,195 @@
+"""`RobustPCA`: principal components that rows, or entries, which lie cannot bend; and scores that name these rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from numbers import Real
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline.errors import InputError
+from pipeline.estimators.components import seed_of
+from pipeline.estimators.pca import PCA
+from pipeline.folds.rowmaps import Filled
+from pipeline.kernels.rank import Rank
+from pipeline.matrix import Matrix
+from pipeline.plans import Prepared, prepare_solver
+from pipeline.robust import METHODS, Options, Robust
+from pipeline.robust.method import INNER, Certificate, looked
+from pipeline.robust.solver import check_eps, scores_of
+from pipeline.rowwise import RowFunction
+from pipeline.solvers import Settings
+from pipeline.subspace import Subspace
+
+__all__ = ["RobustPCA"]
+
+
+class RobustPCA(PCA):
+    """Principal component analysis that withstands outliers, of matrices of any size.
+
+    Parameters
+    ----------
+    n_components : int, float, 'auto' or None
+        As for `PCA`.
+    method : {'filter', 'stream', 'dpd', 'pcp', 'spherical', 'tyler'}
+        'filter': rows that lie are found along the leading directions and cut off, in several passes (Diakonikolas,
+        Kane, Pensia and Pittas 2023); 'spherical': spatial signs about the geometric median (Locantore et al. 1999);
+        'tyler': Tyler's M-estimator (1987), for up to some thousand features.
+    eps : float
+        Upper bound on the share of rows that lie, in [0, 0.5).
+    center : bool, 'median' or 'median_of_means'
+        True: about the center of the method: the mean of the rows kept, or the geometric median; False: about zero.
+    scale : {None, 'mad', 'std'}
+        What features are divided by: their median absolute deviation (times 1.4826), or their standard deviation.
+    search : {'block', 'deflation'}
+        How 'filter' finds several components: all at once, or one after the other (Jambulapati et al. 2024).
+    alpha : float or 'auto'
+        Of 'dpd': how sharply entries that do not fit lose their weight, in (0, 1].
+    solver : str
+        Of the problem inside: 'gram', 'krylov', 'randomized' or 'auto'.
+    missing : {'error', 'mean'}
+        'mean': gaps are filled with the median of the feature, rows of which more than half is missing are flagged.
+    memory_limit, random_state, whiten
+        As for `PCA`.
+
+    Attributes
+    ----------
+    outlier_fraction_ : float
+        Share of the rows that were cut off, or whose score is above 1.
+    certificate_ : Certificate
+        `.holds`: whether the promise of the method holds for this answer; `.text`: what that rests on.
+    components_, explained_variance_, … : as for `PCA`
+        Of the rows that were kept.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(1000, 8)) * [9, 5, 1, 1, 1, 1, 1, 1]
+    >>> X[:100] = 40 * np.eye(8)[7]
+    >>> pca = RobustPCA(n_components=2, eps=0.1).fit(X)
+    >>> pca.certificate_.holds, abs(pca.components_).argmax(axis=1).tolist()
+    (True, [0, 1])
+    >>> bool((pca.outlier_score_(X)[:100] > 1).all())
+    True
+    """
+
+    def __init__(
+        self,
+        n_components: int | float | str | None = None,
+        method: str = "filter",
+        eps: float = 0.1,
+        center: bool | str = True,
+        scale: str | None = None,
+        search: str = "block",
+        alpha: float | str = 0.3,
+        solver: str = "auto",
+        missing: str = "error",
+        memory_limit: int | str | None = None,
+        checkpoint: Any = None,
+        random_state: Any = 0,
+        whiten: bool = False,
+    ) -> None:
+        self.n_components = n_components
+        self.method = method
+        self.eps = eps
+        self.center = center
+        self.scale = scale
+        self.search = search
+        self.alpha = alpha
+        self.solver = solver
+        self.missing = missing
+        self.memory_limit = memory_limit
+        self.checkpoint = checkpoint
+        self.random_state = random_state
+        self.whiten = whiten
+
+    tol = None  # a plain solver's word: robust methods stop by their own certificates
+
+    def settings(self) -> Settings:
+        """What is asked of the solvers inside; raises InputError for parameters that cannot be."""
+        if not isinstance(self.center, bool | np.bool_) and self.center not in ("median", "median_of_means"):
+            raise InputError(f"center={self.center!r}: give True, False, 'median' or 'median_of_means'")
+        if self.missing not in ("error", "mean"):
+            raise InputError(f"missing={self.missing!r}: choose 'error' or 'mean'")
+        if not isinstance(self.memory_limit, Real | str | None):
+            raise InputError(f"memory_limit={self.memory_limit!r}: give bytes, or a size such as '2GB'")
+        if not isinstance(self.whiten, bool | np.bool_):
+            raise InputError(f"whiten={self.whiten!r}: give True or False")
+        if self.checkpoint is not None:
+            raise InputError("checkpoint is not offered for RobustPCA: leave it None")
+        return Settings(Rank(self.n_components), bool(self.center), None, "error", None, seed_of(self.random_state))
+
+    def options(self) -> Options:
+        """What is asked of the method; raises InputError for parameters that cannot be."""
+        choices = {
+            "method": tuple(METHODS),
+            "scale": (None, "mad", "std"),
+            "search": ("block", "deflation"),
+            "solver": ("auto", *INNER),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in known:
+                raise InputError(f"{name}={value!r}: choose one of {', '.join(map(repr, known))}")
+        alpha = self.alpha
+        if alpha != "auto" and (isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1):
+            raise InputError(f"alpha={alpha!r}: give a number from 0 to 1, or 'auto'")
+        center = self.center if isinstance(self.center, str) else bool(self.center)
+        return Options(
+            self.method,
+            check_eps(self.eps),
+            center,
+            self.scale,
+            alpha,
+            self.search,
+            self.solver,
+            self.missing,  # type: ignore[arg-type]
+        )
+
+    def prepare(self, matrix: Matrix) -> Prepared:
+        """The plan of a fit, and what it is carried out with."""
+        settings, options = self.settings(), self.options()
+        solver = Robust(settings, options, METHODS[options.method](settings, options))
+        why = f"robust against up to {100 * options.eps:g} % of the rows, as asked for"
+        return prepare_solver(matrix, solver, self.memory_limit, why)
+
+    def _keep(self, subspace: Subspace) -> None:
+        super()._keep(subspace)
+        story = subspace.provenance.get("robust")
+        if story is None:
+            raise InputError("this model is not of a robust method: open it with PCA or TruncatedSVD")
+        self.outlier_fraction_ = story["outlier_fraction"]
+        self.certificate_ = Certificate(**story["certificate"])
+
+    def outlier_score_(self, X: Any, out: str | PathLike[str] | None = None, overwrite: bool = False) -> Any:
+        """How strange each row is (n,): the larger of score distance and orthogonal distance, each over its cut-off.
+
+        Above 1 lies what is flagged: 2.5 % of normal data by either distance (Hubert, Rousseeuw and Vanden Branden
+        2005). Rows of which more than half is missing have the score inf.
+
+        Parameters
+        ----------
+        X : as in `fit`
+        out : path, optional
+            A Zarr store to write the scores to, block by block, with the coordinates of the samples.
+        overwrite : bool
+            Replace `out` where it exists.
+        """
+        check_is_fitted(self)
+        apply = partial(_outlier_score, self.subspace_, self.missing != "error")
+        return self._applied(
+            X, RowFunction(apply, 0, "outlier_score", self.subspace_.present, infinite=True), out, overwrite
+        )
+
+
+def _outlier_score(subspace: Subspace, fill: bool, rows: np.ndarray) -> np.ndarray:
+    """Scores of rows; with `fill` gaps are as the mean, and rows that are mostly gaps are infinitely far."""
+    scores = np.full(len(rows), np.inf)
+    kept = np.arange(len(rows))
+    if fill:
+        rows, kept = Filled(subspace.mean)(rows, kept)
+    scores[kept] = scores_of(subspace, looked(subspace, rows), subspace.provenance["robust"])
+    return scores

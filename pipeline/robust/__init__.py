@@ -1,0 +1,22 @@
+"""Robust principal components: rows, or entries, that lie do not bend them. One method a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.robust.filter import Filter
+from pipeline.robust.method import Method, Options
+from pipeline.robust.solver import Robust
+from pipeline.robust.spherical import Spherical
+from pipeline.robust.tyler import Tyler
+from pipeline.solvers import Settings
+
+__all__ = ["METHODS", "Options", "Robust"]
+
+METHODS: dict[str, Callable[[Settings, Options], Method[Any]]] = {
+    "filter": Filter,
+    "spherical": Spherical,
+    "tyler": Tyler,
+}
+"""Name to maker: what `method=` takes."""
