@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import chi2, norm, poisson
+from scipy.stats import chi2, f, norm, poisson
 
 __all__ = [
     "Verdict",
@@ -27,7 +27,8 @@ __all__ = [
 
 _STEPS = 30  # of concentration
 _INNER = 0.98  # quantile from which on a tail is looked at
-_CHANCE = 1e-7  # of a tail that is no work of chance: dozens of directions are looked at, again and again
+_CHANCE = 3e-5  # over n rows, of a tail that is no work of chance: many directions are looked at, again and again
+_WORTH, _MAD_WORTH = 0.5, 0.37  # share of the rows that the robust scatter, and a median deviation, are worth
 _CONSISTENT = float(1 / norm.ppf(0.75))
 
 
@@ -134,20 +135,22 @@ def _concentrated(w: np.ndarray, start: np.ndarray, held: int) -> tuple[float, n
     return float(np.log(values).sum()), center, scatter
 
 
-def excess_cut(squares: np.ndarray, dims: int) -> float:
-    """Where the tail of squared distances is to be cut so that it is no longer than that of chi-square; inf: nowhere.
+def excess_cut(squares: np.ndarray, dims: int, worth: float) -> float:
+    """Where the tail of squared distances is to be cut so that it is as long as that of normal data; inf: nowhere.
 
     The adaptive rule of Gervini and Yohai (2002), with their supremum taken only where it is no work of chance: on
-    clean normal data nothing is cut, so nothing is lost.
+    clean normal data nothing is cut, so nothing is lost. Distances in an estimated metric are distributed as Hotelling's
+    T^2; the estimate is worth that of so many rows (Hardin and Rocke 2005).
     """
     n = squares.size
     ordered = np.sort(squares)
     first = int(np.searchsorted(ordered, chi2.ppf(_INNER, dims)))
     if first >= n:
         return np.inf
-    beyond, expected = n - np.arange(first, n), n * chi2.sf(ordered[first:], dims)
-    # As many as this lie beyond by chance once in ten million times.
-    surprising = poisson.sf(beyond - 1, expected) < _CHANCE
+    dof = max(worth, dims + 1.0)
+    ratio = ordered[first:] * (dof - dims + 1) / (dof * dims)
+    beyond, expected = n - np.arange(first, n), n * f.sf(ratio, dims, dof - dims + 1)
+    surprising = poisson.sf(beyond - 1, expected) < _CHANCE / n
     if not surprising.any():
         return np.inf
     cut = int(np.ceil((beyond - expected)[surprising].max()))
@@ -163,7 +166,7 @@ class Verdict(NamedTuple):
     inside: np.ndarray
 
 
-def examine(z: np.ndarray, eps: float, budget: int) -> Verdict:
+def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None = None) -> Verdict:
     """Hold rows (n, m) against normal data: all directions at once, then one by one.
 
     Parameters
@@ -174,6 +177,8 @@ def examine(z: np.ndarray, eps: float, budget: int) -> Verdict:
         Share of the rows that may lie.
     budget : int
         How many rows may be cut off.
+    reference : (r, m) array, optional
+        Rows whose bulk says what is normal; the rows themselves by default.
 
     Notes
     -----
@@ -181,11 +186,15 @@ def examine(z: np.ndarray, eps: float, budget: int) -> Verdict:
     directions those that one hides: eigenvectors of what is left, and those of its fourth moments (Peña and Prieto
     2001), which turn to small far groups.
     """
-    center, scatter = robust_scatter(z, 1 - 1.2 * eps)
+    center, scatter = robust_scatter(z if reference is None else reference, 1 - 1.2 * eps)
     whitener = whitener_of(scatter)
     y = (z - center) @ whitener
+    known = None if reference is None else (reference - center) @ whitener
+    worth = len(y) if known is None else len(known)
     verdict = Verdict([], np.ones(len(z), bool))
-    verdict = _cut(y, np.eye(y.shape[1]), verdict, budget)
+    verdict = _cut(y, np.eye(y.shape[1]), verdict, budget, worth)
+    if not verdict.inside.any():
+        return _in_place(verdict, center, whitener)
     left = y[verdict.inside] - y[verdict.inside].mean(axis=0)
     size = np.einsum("ij,ij->i", left, left)
     fourth = (left * np.minimum(size, np.quantile(size, 0.999))[:, None]).T @ left
@@ -193,19 +202,27 @@ def examine(z: np.ndarray, eps: float, budget: int) -> Verdict:
     # Back along the axes of z, along those that are longest in the robust metric, and along the fourth moments.
     seen = [np.linalg.pinv(whitener) @ axes, np.linalg.eigh(left.T @ left)[1], np.linalg.eigh(fourth)[1]]
     for direction in np.hstack(seen).T:
-        along = y @ direction
-        middle, spread = center_and_spread(along[verdict.inside])
+        if not verdict.inside.any():
+            break
+        along = (y[verdict.inside] if known is None else known) @ direction
+        middle, spread = center_and_spread(along)
         if spread > 0:
-            verdict = _cut(y, (direction / spread)[:, None], verdict, budget, middle / spread)
+            verdict = _cut(y, (direction / spread)[:, None], verdict, budget, worth, middle / spread)
+    return _in_place(verdict, center, whitener)
+
+
+def _in_place(verdict: Verdict, center: np.ndarray, whitener: np.ndarray) -> Verdict:
+    """The same cuts in the coordinates of the rows as they were given."""
     shift = center @ whitener
     cuts = [(whitener @ t, (shift @ t) + c, threshold) for t, c, threshold in verdict.cuts]
     return Verdict(cuts, verdict.inside)
 
 
-def _cut(y: np.ndarray, lens: np.ndarray, verdict: Verdict, budget: int, middle: float = 0.0) -> Verdict:
+def _cut(y: np.ndarray, lens: np.ndarray, verdict: Verdict, budget: int, worth: int, middle: float = 0.0) -> Verdict:
     """One more cut, if the tail along the lens is too long; as far out as the budget wants."""
     squares = np.square(y @ lens - middle).sum(axis=1)
-    threshold = excess_cut(squares[verdict.inside], lens.shape[1])
+    share = _WORTH if lens.shape[1] > 1 else _MAD_WORTH
+    threshold = excess_cut(squares[verdict.inside], lens.shape[1], share * worth)
     left = budget - int((~verdict.inside).sum())
     if not np.isfinite(threshold) or left <= 0:
         return verdict
@@ -230,7 +247,7 @@ def inflation(z: np.ndarray) -> float:
 
 def filter_tolerance(eps: float, n: int) -> float:
     """How large `inflation` may be: the 3 eps log(1/eps) of the certificate, and what n rows do by chance."""
-    return 1.0 + (3 * eps * np.log(1 / eps) if eps > 0 else 0.0) + 10 / np.sqrt(max(n, 1))
+    return 1.0 + (3 * eps * np.log(1 / eps) if eps > 0 else 0.0) + 6 / np.sqrt(max(n, 1))
 
 
 def tail_cutoff(distances: np.ndarray, level: float = 0.975) -> float:

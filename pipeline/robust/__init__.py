@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.robust.dpd import DensityPower
 from pipeline.robust.filter import Filter
 from pipeline.robust.method import Method, Options
 from pipeline.robust.solver import Robust
@@ -16,6 +17,7 @@ __all__ = ["METHODS", "Options", "Robust"]
 
 METHODS: dict[str, Callable[[Settings, Options], Method[Any]]] = {
     "filter": Filter,
+    "dpd": DensityPower,
     "spherical": Spherical,
     "tyler": Tyler,
 }

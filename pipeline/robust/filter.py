@@ -129,7 +129,7 @@ class Filter:
 
     def _certificate(self, state: FilterState, removed: float, looked_at: int) -> Certificate:
         eps = self.options.eps
-        most, share = filter_tolerance(eps, looked_at), 1.5 * eps + 2 / np.sqrt(max(state.total, 1))
+        most, share = filter_tolerance(eps, looked_at), 1.5 * eps + np.sqrt(eps * (1 - eps) / max(state.total, 1))
         what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
         if state.reason == LIMIT:
             return Certificate(False, f"{what}, all that eps={eps:g} allows, and still the tails are too long")

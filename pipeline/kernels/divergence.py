@@ -1,0 +1,101 @@
+"""Regressions by density power divergence: entries that do not fit lose their weight exp(-alpha e^2 / (2 sigma^2)).
+
+Roy, Basu and Ghosh (2021, arXiv 2109.10680) after Basu, Harris, Hjort and Jones (1998).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Fit", "Sums", "column_sums_of", "fitted_rows", "refined"]
+
+_TURNS = 20  # of the fixed point of a row
+_CLIP = 3.0  # units that an entry may count for in the first guess
+
+
+class Fit(NamedTuple):
+    """Rows as they are fitted: scores (m, k), weights (m, d) and errors (m, d) of their entries."""
+
+    scores: np.ndarray
+    weights: np.ndarray
+    errors: np.ndarray
+
+
+class Sums(NamedTuple):
+    """What a column is fitted from, added over rows: products (d, k + 1, k + 1) and (d, k + 1) of [scores, 1] with the
+    weights; then moments (k, k) and sums (k,) of the scores, weighted squares of the errors, weights, rows, and how many
+    entries lost more than half of their weight."""
+
+    normal: np.ndarray
+    right: np.ndarray
+    moments: np.ndarray
+    middle: np.ndarray
+    squares: float
+    weight: float
+    rows: int
+    outlying: int
+
+    def __add__(self, other: tuple) -> Sums:  # type: ignore[override]
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def fitted_rows(z: np.ndarray, basis: np.ndarray, alpha: float, sigma: float) -> Fit:
+    """Scores of rows (m, d) on the columns of `basis` (d, k), each row by itself."""
+    k = basis.shape[1]
+    pairs = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
+    weights = np.ones_like(z)
+    scores = np.zeros((len(z), k))
+    for turn in range(_TURNS):
+        seen = z if turn or not alpha else np.clip(z, -_CLIP, _CLIP)
+        before, scores = scores, _solved((weights @ pairs).reshape(-1, k, k), (weights * seen) @ basis)
+        errors = z - scores @ basis.T
+        if not alpha:
+            break
+        weights = np.exp(-0.5 * alpha * np.square(errors / sigma))
+        if np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300):
+            break
+    return Fit(scores, weights, errors)
+
+
+def _solved(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solutions of many small systems; what has no weight at all is zero."""
+    k = normal.shape[-1]
+    ridge = 1e-12 * np.trace(normal, axis1=-2, axis2=-1) + 1e-300
+    return np.linalg.solve(normal + ridge[:, None, None] * np.eye(k), right[..., None])[..., 0]
+
+
+def column_sums_of(fit: Fit, z: np.ndarray) -> Sums:
+    """What the columns are fitted from, of some rows."""
+    one = np.column_stack([fit.scores, np.ones(len(z))])
+    k = one.shape[1]
+    pairs = (one[:, :, None] * one[:, None, :]).reshape(len(z), -1)
+    return Sums(
+        (fit.weights.T @ pairs).reshape(-1, k, k),
+        (fit.weights * z).T @ one,
+        fit.scores.T @ fit.scores,
+        fit.scores.sum(axis=0),
+        float((fit.weights * np.square(fit.errors)).sum()),
+        float(fit.weights.sum()),
+        len(z),
+        int((fit.weights < 0.5).sum()),
+    )
+
+
+def refined(sums: Sums, center: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Basis (d, k), orthonormal and along the axes of the scores; shift (d,) of the center; their singular values."""
+    k = len(sums.middle)
+    if center:
+        solved = _solved(sums.normal, sums.right)
+        factor, shift = solved[:, :k], solved[:, k]
+        middle = sums.middle / sums.rows
+        moments = sums.moments - sums.rows * np.outer(middle, middle)
+        shift = shift + factor @ middle
+    else:
+        factor, shift = _solved(sums.normal[:, :k, :k], sums.right[:, :k]), np.zeros(len(sums.right))
+        moments = sums.moments
+    values, turn = np.linalg.eigh(moments)
+    root = (turn * np.sqrt(np.maximum(values, 0.0))) @ turn.T
+    vectors, lengths, _ = np.linalg.svd(factor @ root, full_matrices=False)
+    return vectors, shift, lengths
