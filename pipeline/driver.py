@@ -60,6 +60,8 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
     while (reason := solver.done(state)) is None:
         fold = solver.fold(X, state)
         matrix = X if fold.side == X.side else X.T
+        span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
+        matrix = matrix if span is None else matrix.rows(*span)
         try:
             summary, tally = walk(
                 matrix, fold, summary_bytes=cost.summary_bytes, pass_number=len(walks) + 1, passes=passes

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.errors import InputError
+from pipeline.driver import check_entries
+from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.components import seed_of
+from pipeline.estimators.containers import open_for_fit
 from pipeline.estimators.pca import PCA
 from pipeline.folds.rowmaps import Filled
 from pipeline.kernels.rank import Rank
-from pipeline.matrix import Matrix
+from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Prepared, prepare_solver
+from pipeline.provenance import provenance
 from pipeline.robust import METHODS, Options, Robust
 from pipeline.robust.method import INNER, Certificate, looked
 from pipeline.robust.solver import check_eps, scores_of
+from pipeline.robust.stream import StreamState, absorbed, answered, begun, looked_over, placed
 from pipeline.rowwise import RowFunction
 from pipeline.solvers import Settings
 from pipeline.subspace import Subspace
 
 __all__ = ["RobustPCA"]
+
+
+def _streaming(estimator: RobustPCA) -> bool:
+    if estimator.method != "stream":
+        raise InputError("partial_fit needs method='stream': the other methods read the data more than once")
+    return True
 
 
 class RobustPCA(PCA):
@@ -36,8 +48,9 @@ class RobustPCA(PCA):
         As for `PCA`.
     method : {'filter', 'stream', 'dpd', 'pcp', 'spherical', 'tyler'}
         'filter': rows that lie are found along the leading directions and cut off, in several passes (Diakonikolas,
-        Kane, Pensia and Pittas 2023); 'spherical': spatial signs about the geometric median (Locantore et al. 1999);
-        'tyler': Tyler's M-estimator (1987), for up to some thousand features.
+        Kane, Pensia and Pittas 2023); 'stream': the same in one pass, also by `partial_fit`; 'dpd': entries that lie
+        lose their weight (Roy, Basu and Ghosh 2021); 'spherical': spatial signs about the geometric median (Locantore et
+        al. 1999); 'tyler': Tyler's M-estimator (1987), for up to some thousand features.
     eps : float
         Upper bound on the share of rows that lie, in [0, 0.5).
     center : bool, 'median' or 'median_of_means'
@@ -61,6 +74,8 @@ class RobustPCA(PCA):
         Share of the rows that were cut off, or whose score is above 1.
     certificate_ : Certificate
         `.holds`: whether the promise of the method holds for this answer; `.text`: what that rests on.
+    state_ : StreamState
+        Of a stream: `.save(path)`, `StreamState.load(path)`, `.combine(other)`; go on with `from_state`.
     components_, explained_variance_, … : as for `PCA`
         Of the rows that were kept.
 
@@ -151,10 +166,100 @@ class RobustPCA(PCA):
 
     def prepare(self, matrix: Matrix) -> Prepared:
         """The plan of a fit, and what it is carried out with."""
-        settings, options = self.settings(), self.options()
-        solver = Robust(settings, options, METHODS[options.method](settings, options))
-        why = f"robust against up to {100 * options.eps:g} % of the rows, as asked for"
+        solver = self._solver()
+        why = f"robust against up to {100 * solver.options.eps:g} % of the rows, as asked for"
         return prepare_solver(matrix, solver, self.memory_limit, why)
+
+    def _solver(self) -> Robust:
+        settings, options = self.settings(), self.options()
+        return Robust(settings, options, METHODS[options.method](settings, options))
+
+    def _fit(self, matrix: Matrix) -> None:
+        if hasattr(self, "state_"):
+            del self.state_
+        super()._fit(matrix)
+
+    @available_if(_streaming)
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Let more rows pass; only for method='stream'. Batches may be of any height.
+
+        Parameters
+        ----------
+        X : as in `fit`
+            Rows in the order in which they come; none is kept beyond the sample in `state_`.
+        y : ignored
+
+        Raises
+        ------
+        InputError
+            When the width or a parameter changes between batches, or entries are NaN or Inf.
+        """
+        settings, options = self.settings(), self.options()
+        if self.scale is not None or self.missing != "error" or isinstance(self.center, str):
+            raise InputError(
+                "partial_fit needs scale=None, missing='error' and center True or False: a stream is one pass"
+            )
+        first = not hasattr(self, "state_")
+        if first and hasattr(self, "subspace_"):
+            raise InputError(
+                "fit has read a matrix as a whole: let all rows pass through partial_fit of a new estimator"
+            )
+        batch = open_for_fit(self, X) if first else self._batch(X)
+        if batch.sample_weights is not None:
+            raise InputError("a stream counts every row once: open the batch without sample_weights")
+        fresh = begun(batch, settings, options)
+        state = fresh if first else self.state_
+        for name in ("width", "k", "eps", "center", "seed"):
+            if getattr(state, name) != getattr(fresh, name):
+                raise InputError(
+                    f"the stream began with {name}={getattr(state, name)} and is now asked for "
+                    f"{getattr(fresh, name)}: fit anew"
+                )
+        factor = np.ones(batch.shape[1]) if batch.weights is None else batch.weights
+        try:
+            for i in range(batch.n_blocks):
+                state = absorbed(state, batch.read(i) * factor.astype(batch.work_dtype))
+        except NonfiniteError:
+            check_entries(batch, np.ones(batch.shape[1], bool))
+            raise
+        self.state_ = state
+        if state.seen > state.k:
+            self._answer(batch)
+        return self
+
+    def _batch(self, X: Any) -> Matrix:
+        matrix = open_matrix(X) if hasattr(X, "shape") or not hasattr(self, "subspace_") else self.matrix(X)
+        if matrix.shape[1] != self.state_.width:
+            raise InputError(
+                f"the batch has {matrix.shape[1]} features, the stream has {self.state_.width}: widths cannot change"
+            )
+        return matrix
+
+    def _answer(self, X: Matrix) -> None:
+        """What the state says now, as the fitted attributes."""
+        self.state_ = looked_over(self.state_)
+        solver = self._solver()
+        found = placed(answered(self.state_), X, np.ones(X.shape[1], bool))
+        subspace = solver.concluded(X, found)
+        subspace = replace(subspace, passes=1, provenance={**subspace.provenance, "solver": "stream"})
+        self._keep(provenance(subspace, type(self).__name__, self.get_params(), X))
+
+    @classmethod
+    def from_state(cls, state: StreamState) -> Self:
+        """An estimator that goes on where a stream was saved or combined.
+
+        >>> X = np.random.default_rng(0).normal(size=(500, 6)) * [5, 3, 1, 1, 1, 1]
+        >>> one, other = (RobustPCA(2, method="stream").partial_fit(part) for part in (X[:200], X[200:]))
+        >>> both = RobustPCA.from_state(one.state_.combine(other.state_))
+        >>> both.state_.seen, both.n_components_
+        (500, 2)
+        """
+        estimator = cls(state.k, method="stream", eps=state.eps, center=state.center, random_state=state.seed)
+        estimator.state_ = state
+        estimator.n_features_in_ = state.width
+        if state.seen > state.k:
+            estimator._answer(open_matrix(state.sample.rows))
+        return estimator
 
     def _keep(self, subspace: Subspace) -> None:
         super()._keep(subspace)

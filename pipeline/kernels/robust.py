@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import chi2, f, norm, poisson
+from scipy.stats import chi2, f, norm, poisson, t
 
 __all__ = [
     "Verdict",
@@ -52,8 +52,8 @@ def squared_distances(z: np.ndarray, center: np.ndarray, whitener: np.ndarray) -
 def whitener_of(scatter: np.ndarray) -> np.ndarray:
     """(m, m) matrix W with W W^T the inverse of the scatter; directions without any spread count as tiny ones."""
     values, vectors = np.linalg.eigh(scatter)
-    floor = max(1e-12 * float(values[-1]), np.finfo(float).tiny)
-    return vectors / np.sqrt(np.maximum(values, floor))
+    largest = float(values[-1])
+    return vectors / np.sqrt(np.maximum(values, 1e-12 * largest if largest > 0 else 1.0))
 
 
 def geometric_median(z: np.ndarray, passes: int = 100, tol: float = 1e-9) -> np.ndarray:
@@ -104,6 +104,8 @@ def robust_scatter(z: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]
         scatter = part.T @ part / inside.sum() * (0.975 / chi2.cdf(chi2.ppf(0.975, m), m + 2))
     else:
         scatter = scatter * (factor if factor > 0 else 1.0)
+    if not np.trace(scatter) > 0:  # more than half of the rows are one
+        center, scatter = w.mean(axis=0), np.atleast_2d(np.cov(w.T))
     return middle + unit * center, scatter * np.outer(unit, unit)
 
 
@@ -178,7 +180,7 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     budget : int
         How many rows may be cut off.
     reference : (r, m) array, optional
-        Rows whose bulk says what is normal; the rows themselves by default.
+        Clean rows that say what is normal; by default the bulk of the rows themselves does.
 
     Notes
     -----
@@ -186,13 +188,17 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     directions those that one hides: eigenvectors of what is left, and those of its fourth moments (Peña and Prieto
     2001), which turn to small far groups.
     """
-    center, scatter = robust_scatter(z if reference is None else reference, 1 - 1.2 * eps)
+    if reference is None:
+        center, scatter = robust_scatter(z, 1 - 1.2 * eps)
+    else:
+        center, scatter = reference.mean(axis=0), np.atleast_2d(np.cov(reference.T))
     whitener = whitener_of(scatter)
     y = (z - center) @ whitener
     known = None if reference is None else (reference - center) @ whitener
-    worth = len(y) if known is None else len(known)
+    # How many rows the metric of all directions, and the scale along one, are worth.
+    worth = (_WORTH * len(y), _MAD_WORTH * len(y)) if known is None else (len(known), len(known))
     verdict = Verdict([], np.ones(len(z), bool))
-    verdict = _cut(y, np.eye(y.shape[1]), verdict, budget, worth)
+    verdict = _cut(y, np.eye(y.shape[1]), verdict, budget, worth[0])
     if not verdict.inside.any():
         return _in_place(verdict, center, whitener)
     left = y[verdict.inside] - y[verdict.inside].mean(axis=0)
@@ -201,28 +207,44 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     axes = np.eye(z.shape[1])
     # Back along the axes of z, along those that are longest in the robust metric, and along the fourth moments.
     seen = [np.linalg.pinv(whitener) @ axes, np.linalg.eigh(left.T @ left)[1], np.linalg.eigh(fourth)[1]]
-    for direction in np.hstack(seen).T:
+    directions = np.hstack(seen)
+    for direction in directions.T[_long_tailed(y[verdict.inside], known, directions, worth[1])]:
         if not verdict.inside.any():
             break
-        along = (y[verdict.inside] if known is None else known) @ direction
-        middle, spread = center_and_spread(along)
-        if spread > 0:
-            verdict = _cut(y, (direction / spread)[:, None], verdict, budget, worth, middle / spread)
+        middle, spread = _scale(y[verdict.inside], known, direction[:, None])
+        if spread[0] > 0:
+            verdict = _cut(y, direction[:, None] / spread, verdict, budget, worth[1], float(middle[0] / spread[0]))
     return _in_place(verdict, center, whitener)
+
+
+def _long_tailed(y: np.ndarray, known: np.ndarray | None, directions: np.ndarray, worth: float) -> np.ndarray:
+    """(q,) bool: directions along which more rows than by chance lie beyond one of some quantiles: those worth a look."""
+    middle, spread = _scale(y, known, directions)
+    beyond = np.abs(y @ directions - middle) / np.where(spread > 0, spread, np.inf)
+    levels = np.array([1 - _INNER, 5e-3, 1e-3, 1e-4, 1e-6, 1e-9])
+    counts = np.stack([(beyond >= level).sum(axis=0) for level in t.isf(levels / 2, max(worth, 2.0))])
+    return np.asarray((poisson.sf(counts - 1, len(y) * levels[:, None]) < _CHANCE / len(y)).any(axis=0))
+
+
+def _scale(y: np.ndarray, known: np.ndarray | None, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middles and spreads along directions: of clean rows where there are some, else robust ones."""
+    if known is None:
+        return center_and_spread(y @ directions)
+    along = known @ directions
+    return along.mean(axis=0), along.std(axis=0)
 
 
 def _in_place(verdict: Verdict, center: np.ndarray, whitener: np.ndarray) -> Verdict:
     """The same cuts in the coordinates of the rows as they were given."""
     shift = center @ whitener
-    cuts = [(whitener @ t, (shift @ t) + c, threshold) for t, c, threshold in verdict.cuts]
+    cuts = [(whitener @ lens, (shift @ lens) + c, threshold) for lens, c, threshold in verdict.cuts]
     return Verdict(cuts, verdict.inside)
 
 
-def _cut(y: np.ndarray, lens: np.ndarray, verdict: Verdict, budget: int, worth: int, middle: float = 0.0) -> Verdict:
+def _cut(y: np.ndarray, lens: np.ndarray, verdict: Verdict, budget: int, worth: float, middle: float = 0.0) -> Verdict:
     """One more cut, if the tail along the lens is too long; as far out as the budget wants."""
     squares = np.square(y @ lens - middle).sum(axis=1)
-    share = _WORTH if lens.shape[1] > 1 else _MAD_WORTH
-    threshold = excess_cut(squares[verdict.inside], lens.shape[1], share * worth)
+    threshold = excess_cut(squares[verdict.inside], lens.shape[1], worth)
     left = budget - int((~verdict.inside).sum())
     if not np.isfinite(threshold) or left <= 0:
         return verdict

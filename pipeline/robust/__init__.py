@@ -10,6 +10,7 @@ from pipeline.robust.filter import Filter
 from pipeline.robust.method import Method, Options
 from pipeline.robust.solver import Robust
 from pipeline.robust.spherical import Spherical
+from pipeline.robust.stream import Stream
 from pipeline.robust.tyler import Tyler
 from pipeline.solvers import Settings
 
@@ -17,6 +18,7 @@ __all__ = ["METHODS", "Options", "Robust"]
 
 METHODS: dict[str, Callable[[Settings, Options], Method[Any]]] = {
     "filter": Filter,
+    "stream": Stream,
     "dpd": DensityPower,
     "spherical": Spherical,
     "tyler": Tyler,

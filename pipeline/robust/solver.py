@@ -108,7 +108,12 @@ class Robust:
         assert state.sample is not None
         if not len(state.sample):
             raise ConvergenceError(f"no row of {X.name} is left to measure the components by")
-        found, subspace, sample = state.found, state.found.subspace, state.sample
+        return self.concluded(X, replace(state.found, sample=state.sample))
+
+    def concluded(self, X: Matrix, found: Found) -> Subspace:
+        """The subspace with cut-offs of the scores and the certificate in its provenance."""
+        subspace, sample = found.subspace, found.sample
+        assert sample is not None
         if not found.measured:
             subspace, sample = measured(subspace, sample)
         cutoffs = cutoffs_of(subspace, sample)
