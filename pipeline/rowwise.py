@@ -19,6 +19,7 @@ import zarr
 
 from pipeline.errors import InputError, NonfiniteError, StoreError
 from pipeline.kernels.blocks import working_dtype
+from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix
 from pipeline.sources import ROWS
 from pipeline.walk import walk
@@ -39,6 +40,8 @@ class RowFunction:
     """(d,) bool: the features that it looks at."""
     fill: np.ndarray | None = None
     """(d,) what NaN is replaced by, if at all."""
+    across: Labels | None = None
+    """What the columns of the result are, where they are not modes."""
     infinite: bool = False
     """Whether infinity is a result as good as any; the function then refuses entries that are no numbers itself."""
 
@@ -80,12 +83,13 @@ class _Write:
     dtype: np.dtype[Any]
     target: Any
     inner: tuple[int, ...]
+    outer: tuple[int, ...]
     side: int = ROWS
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: int | None, scratch: dict[str, Any]) -> int:
         result = self.function.checked(x)
         slab = prod(self.inner)
-        self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *result.shape[1:])
+        self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *self.outer)
         return (held or 0) + len(x)
 
     def combine(self, a: int, b: int) -> int:
@@ -191,24 +195,29 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
 
 
 def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
-    samples, modes = X.samples, ("mode",) * bool(function.width)
-    coords: dict[str, Any] = dict(samples.xarray_coords())
-    if modes:
-        coords["mode"] = np.arange(1, function.width + 1)
+    samples, across = X.samples, function.across or _modes(function)
+    coords: dict[str, Any] = {**samples.xarray_coords(), **across.xarray_coords()}
+    shape, dims = (*samples.sizes, *across.sizes), (*samples.dims, *across.dims)
     if X.source.collections:  # chunks of Dask arrays come as they are: results are gathered, and written at once
-        values = gathered(X, function).reshape(*samples.sizes, *((function.width,) if modes else ()))
-        xr.Dataset({function.name: ((*samples.dims, *modes), values)}, coords).to_zarr(path, consolidated=False)
+        values = gathered(X, function).reshape(shape)
+        xr.Dataset({function.name: (dims, values)}, coords).to_zarr(path, consolidated=False)
         return
     xr.Dataset(coords=coords).to_zarr(path, consolidated=False)
     inner = samples.sizes[1:]
     height = max(1, X.block_height // max(prod(inner), 1))
-    shape = (*samples.sizes, *((function.width,) if modes else ()))
     target = zarr.open_group(path, mode="r+").create_array(
         function.name,
         shape=shape,
         chunks=(min(height, max(shape[0], 1)), *shape[1:]),
         dtype=X.work_dtype,
-        dimension_names=(*samples.dims, *modes),
+        dimension_names=dims,
         fill_value=np.nan,
     )
-    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner))
+    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner, across.sizes))
+
+
+def _modes(function: RowFunction) -> Labels:
+    """The columns of scores: numbered modes, or none."""
+    if not function.width:
+        return Labels((), ())
+    return Labels(("mode",), (function.width,), {"mode": Coord(("mode",), np.arange(1, function.width + 1), {})})

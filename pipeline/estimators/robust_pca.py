@@ -19,11 +19,13 @@ from pipeline.estimators.containers import open_for_fit
 from pipeline.estimators.pca import PCA
 from pipeline.folds.rowmaps import Filled
 from pipeline.kernels.rank import Rank
+from pipeline.labels import Labels
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Prepared, prepare_solver
 from pipeline.provenance import provenance
 from pipeline.robust import METHODS, Options, Robust
 from pipeline.robust.method import INNER, Certificate, looked
+from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, scores_of
 from pipeline.robust.stream import StreamState, absorbed, answered, begun, looked_over, placed
 from pipeline.rowwise import RowFunction
@@ -288,6 +290,45 @@ class RobustPCA(PCA):
         return self._applied(
             X, RowFunction(apply, 0, "outlier_score", self.subspace_.present, infinite=True), out, overwrite
         )
+
+    def decompose(
+        self, X: Any, low_rank: str | PathLike[str] | None = None, sparse: str | PathLike[str] | None = None
+    ) -> tuple[Any, Any]:
+        """The low-rank and the sparse part of X (n, d) each; for 'pcp' and 'dpd'.
+
+        Parameters
+        ----------
+        X : as in `fit`
+        low_rank, sparse : path, optional
+            Zarr stores to write the parts to block by block; they come back lazily opened. Without, in memory, in the
+            kind of container that X is.
+
+        Returns
+        -------
+        low_rank, sparse
+            X less both is what is left: noise. Entries of the sparse part are zero wherever the low rank explains X.
+        """
+        check_is_fitted(self)
+        if "entries" not in self.subspace_.provenance:
+            raise InputError(f"method={self.method!r} judges rows, not entries: take 'pcp' or 'dpd' to decompose")
+        features = self.subspace_.features or Labels.plain("feature", self.subspace_.n_features)
+        parts = []
+        for i, (name, out) in enumerate({"low_rank": low_rank, "sparse": sparse}.items()):
+            apply = partial(_part, self.subspace_, i)
+            function = RowFunction(
+                apply,
+                features.size,
+                name,
+                self.subspace_.present,
+                across=features,
+                infinite=not self.subspace_.present.all(),
+            )
+            parts.append(self._applied(X, function, out))
+        return parts[0], parts[1]
+
+
+def _part(subspace: Subspace, i: int, rows: np.ndarray) -> np.ndarray:
+    return split_rows(subspace, rows)[i].astype(np.float32 if rows.dtype == np.float32 else np.float64)
 
 
 def _outlier_score(subspace: Subspace, fill: bool, rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ["Fit", "Sums", "column_sums_of", "fitted_rows", "refined"]
 
-_TURNS = 20  # of the fixed point of a row
+_TURNS = 60  # of the fixed point of a row
 _CLIP = 3.0  # units that an entry may count for in the first guess
 
 
@@ -24,9 +24,11 @@ class Fit(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a column is fitted from, added over rows: products (d, k + 1, k + 1) and (d, k + 1) of [scores, 1] with the
-    weights; then moments (k, k) and sums (k,) of the scores, weighted squares of the errors, weights, rows, and how many
-    entries lost more than half of their weight."""
+    """What columns are fitted from, added over rows.
+
+    Products (d, k + 1, k + 1) and (d, k + 1) of [scores, 1] with the weights; moments (k, k) and sums (k,) of the
+    scores; weighted squares of the errors, weights, rows, and how many entries lost more than half of their weight.
+    """
 
     normal: np.ndarray
     right: np.ndarray
@@ -42,20 +44,22 @@ class Sums(NamedTuple):
 
 
 def fitted_rows(z: np.ndarray, basis: np.ndarray, alpha: float, sigma: float) -> Fit:
-    """Scores of rows (m, d) on the columns of `basis` (d, k), each row by itself."""
+    """Scores of rows (m, d) on the columns of `basis` (d, k), each row by itself.
+
+    The scale comes down from one unit to `sigma` by halves, so that a first guess far off finds its way.
+    """
     k = basis.shape[1]
     pairs = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
-    weights = np.ones_like(z)
-    scores = np.zeros((len(z), k))
-    for turn in range(_TURNS):
-        seen = z if turn or not alpha else np.clip(z, -_CLIP, _CLIP)
-        before, scores = scores, _solved((weights @ pairs).reshape(-1, k, k), (weights * seen) @ basis)
+    scores = (np.clip(z, -_CLIP, _CLIP) if alpha else z) @ basis @ np.linalg.pinv(basis.T @ basis)
+    errors, weights = z - scores @ basis.T, np.ones_like(z)
+    scale = max(1.0, sigma)
+    for _ in range(_TURNS if alpha else 0):
+        weights = np.exp(-0.5 * alpha * np.square(errors / scale))
+        before, scores = scores, _solved((weights @ pairs).reshape(-1, k, k), (weights * z) @ basis)
         errors = z - scores @ basis.T
-        if not alpha:
+        if scale <= sigma and np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300):
             break
-        weights = np.exp(-0.5 * alpha * np.square(errors / sigma))
-        if np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300):
-            break
+        scale = max(0.5 * scale, sigma)
     return Fit(scores, weights, errors)
 
 

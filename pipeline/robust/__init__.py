@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.robust.dpd import DensityPower
 from pipeline.robust.filter import Filter
 from pipeline.robust.method import Method, Options
+from pipeline.robust.pcp import LowRankSparse
 from pipeline.robust.solver import Robust
 from pipeline.robust.spherical import Spherical
 from pipeline.robust.stream import Stream
@@ -20,6 +21,7 @@ METHODS: dict[str, Callable[[Settings, Options], Method[Any]]] = {
     "filter": Filter,
     "stream": Stream,
     "dpd": DensityPower,
+    "pcp": LowRankSparse,
     "spherical": Spherical,
     "tyler": Tyler,
 }

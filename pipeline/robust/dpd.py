@@ -24,7 +24,7 @@ from pipeline.sources import ROWS
 __all__ = ["DensityPower"]
 
 _PASSES, _TOL, _LOOSE = 200, 1e-7, 1e-3
-_SCALE = 4.0  # of the weights, in deviations of the errors
+_SCALE, _FINEST = 4.0, 1e-10  # of the weights: in deviations of the errors, and at least
 _GRID = np.linspace(0.1, 1.0, 10)  # of alpha, to choose from
 _TRIED_ON = 1000  # rows
 
@@ -66,7 +66,6 @@ class DensityPowerState:
     passes: int = 0
     change: float = np.inf
     outlying: float = 0.0
-    fine: bool = False
     reason: str | None = None
 
 
@@ -133,13 +132,12 @@ class DensityPower:
             change=change,
             outlying=summary.outlying / entries,
         )
-        if not state.alpha:
-            state = replace(state, fine=True)
-        if change <= _LOOSE and not state.fine:
-            return replace(state, sigma=min(1.0, _SCALE * max(noise, 1e-9)), fine=True)
-        if change <= _TOL and state.fine:
+        # Once the fit stays where it is, the scale comes down to that of the errors.
+        sigma = state.sigma if change > _LOOSE else min(state.sigma, max(_SCALE * noise, _FINEST))
+        settled = sigma > 0.9 * state.sigma or not state.alpha
+        if change <= _TOL and settled:
             return replace(state, reason=CONVERGED)
-        return replace(state, reason=LIMIT) if state.passes >= _PASSES else state
+        return replace(state, sigma=sigma, reason=LIMIT if state.passes >= _PASSES else None)
 
     def done(self, state: DensityPowerState) -> str | None:
         return state.reason
@@ -169,11 +167,16 @@ class DensityPower:
             f"the regressions {'settled' if holds else 'did not settle'} to {state.change:.1e} in {state.passes} passes"
         )
         text += f" with alpha={state.alpha:.2g}; {100 * state.outlying:.2g} % of the entries lost half of their weight"
-        return Found(answer.subspace(X, s), Certificate(holds, text), measured=True)
+        story = {"unit": state.unit, "sigma": state.sigma, "alpha": state.alpha}
+        return Found(
+            replace(answer, provenance={"entries": story}).subspace(X, s), Certificate(holds, text), measured=True
+        )
 
     def _rank(self, X: Matrix) -> int:
         if self.settings.rank.open:
-            raise InputError(f"n_components={self.settings.rank.wanted!r}: method='dpd' needs a number of components")
+            raise InputError(
+                f"n_components={self.settings.rank.wanted!r}: method={self.options.method!r} needs a number of components"
+            )
         return self.settings.rank.most(*X.shape)
 
 
@@ -197,11 +200,11 @@ def chosen_alpha(z: np.ndarray, k: int) -> float:
     (n + d) s^2 (1 + alpha^2 / (1 + 2 alpha))^(3/2), s the median error over 0.675.
     """
     z = z[:: max(1, len(z) // _TRIED_ON)]
-    reference, left, errors = _alternated(z, k, 1.0)
+    reference, left, errors = alternated(z, k, 1.0)
     noise = float(np.median(np.abs(errors))) / 0.675
     best, least = 1.0, np.inf
     for alpha in _GRID:
-        right, scores, _ = _alternated(z, k, alpha)
+        right, scores, _ = alternated(z, k, alpha)
         turn = np.sign(np.sum(right * reference, axis=0))
         bias = np.square(right - reference * turn).sum() + np.square(scores - left * turn).sum()
         score = bias + sum(z.shape) * noise**2 * (1 + alpha**2 / (1 + 2 * alpha)) ** 1.5
@@ -210,13 +213,13 @@ def chosen_alpha(z: np.ndarray, k: int) -> float:
     return best
 
 
-def _alternated(z: np.ndarray, k: int, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def alternated(z: np.ndarray, k: int, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Factors, each times the singular values, and errors of a fit in memory."""
     basis, sigma = guess(z, k, alpha), 1.0
-    for turn in range(20):
+    for _ in range(20):
         fit = fitted_rows(z, basis, alpha, sigma)
         sums = column_sums_of(fit, z)
-        basis, _, values = refined(sums, False)
-        if turn == 5:
-            sigma = min(1.0, _SCALE * max(errors_scale(sums, z.shape[1], alpha), 1e-9))
+        before, (basis, _, values) = basis, refined(sums, False)
+        if np.linalg.norm(basis - before @ (before.T @ basis)) <= _LOOSE:
+            sigma = min(sigma, max(_SCALE * errors_scale(sums, z.shape[1], alpha), _FINEST))
     return basis * values, fitted_rows(z, basis, alpha, sigma).scores, fit.errors
