@@ -43,23 +43,24 @@ class Sums(NamedTuple):
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def fitted_rows(z: np.ndarray, basis: np.ndarray, alpha: float, sigma: float) -> Fit:
+def fitted_rows(z: np.ndarray, basis: np.ndarray, alpha: float, sigma: np.ndarray) -> Fit:
     """Scores of rows (m, d) on the columns of `basis` (d, k), each row by itself.
 
-    The scale comes down from one unit to `sigma` by halves, so that a first guess far off finds its way.
+    The scale comes down from one unit to `sigma` (d,) by halves, so that a first guess far off finds its way.
     """
     k = basis.shape[1]
     pairs = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
     scores = (np.clip(z, -_CLIP, _CLIP) if alpha else z) @ basis @ np.linalg.pinv(basis.T @ basis)
     errors, weights = z - scores @ basis.T, np.ones_like(z)
-    scale = max(1.0, sigma)
+    scale = 1.0
+    finest = float(sigma.min(initial=1.0))
     for _ in range(_TURNS if alpha else 0):
-        weights = np.exp(-0.5 * alpha * np.square(errors / scale))
+        weights = np.exp(-0.5 * alpha * np.square(errors / np.maximum(scale, sigma)))
         before, scores = scores, _solved((weights @ pairs).reshape(-1, k, k), (weights * z) @ basis)
         errors = z - scores @ basis.T
-        if scale <= sigma and np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300):
+        if scale <= finest and np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300):
             break
-        scale = max(0.5 * scale, sigma)
+        scale *= 0.5
     return Fit(scores, weights, errors)
 
 

@@ -39,11 +39,13 @@ class Regressions:
     basis: np.ndarray
     alpha: float
     sigma: float
+    lost: np.ndarray
     side: int = ROWS
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Sums | None, scratch: dict[str, np.ndarray]) -> Sums:
         z = standardised(x, self.center, self.factor).astype(np.float64)[:, self.factor != 0]
-        found = column_sums_of(fitted_rows(z, self.basis, self.alpha, self.sigma), z)
+        sigma = np.maximum(self.sigma, self.lost)
+        found = column_sums_of(fitted_rows(z, self.basis, self.alpha, sigma), z)
         return found if held is None else held + found
 
     def combine(self, a: Sums, b: Sums) -> Sums:
@@ -52,13 +54,18 @@ class Regressions:
 
 @dataclass(frozen=True, eq=False)
 class DensityPowerState:
-    """Center (d,) in the data's own units, basis (d', k), scale of the weights; all else in units of `unit`."""
+    """Center (d,) in the data's own units, basis (d', k), scale of the weights; all else in units of `unit`.
+
+    `lost` (d',) is 1 for columns of which the fit has lost sight, most of their weight being gone: these begin again
+    at the coarsest scale.
+    """
 
     maps: tuple[RowMap, ...]
     center: np.ndarray
     unit: float
     basis: np.ndarray
     alpha: float
+    lost: np.ndarray
     sigma: float = 1.0
     noise: float = 1.0
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -103,11 +110,11 @@ class DensityPower:
         if k < self._rank(X) and start.whole:
             self.settings.rank.most(X.shape[0], int(counted.sum()))
         alpha = chosen_alpha(z, k) if self.options.alpha == "auto" else float(self.options.alpha)
-        return DensityPowerState(maps, start.center, unit, guess(z, k, alpha), alpha)
+        return DensityPowerState(maps, start.center, unit, guess(z, k, alpha), alpha, np.zeros(z.shape[1]))
 
     def fold(self, X: Matrix, state: DensityPowerState) -> Through:
         factor = factor_of(X, np.isfinite(state.center)) / state.unit
-        fold = Regressions(X.work_dtype, state.center, factor, state.basis, state.alpha, state.sigma)
+        fold = Regressions(X.work_dtype, state.center, factor, state.basis, state.alpha, state.sigma, state.lost)
         return Through(fold, state.maps)
 
     def step(self, X: Matrix, state: DensityPowerState, summary: Sums | None) -> DensityPowerState:
@@ -134,10 +141,11 @@ class DensityPower:
         )
         # Once the fit stays where it is, the scale comes down to that of the errors.
         sigma = state.sigma if change > _LOOSE else min(state.sigma, max(_SCALE * noise, _FINEST))
-        settled = sigma > 0.9 * state.sigma or not state.alpha
+        lost = (summary.normal[:, -1, -1] < 0.5 * summary.rows).astype(float)
+        settled = (sigma > 0.9 * state.sigma and not (lost > state.lost).any()) or not state.alpha
         if change <= _TOL and settled:
             return replace(state, reason=CONVERGED)
-        return replace(state, sigma=sigma, reason=LIMIT if state.passes >= _PASSES else None)
+        return replace(state, sigma=sigma, lost=lost, reason=LIMIT if state.passes >= _PASSES else None)
 
     def done(self, state: DensityPowerState) -> str | None:
         return state.reason
@@ -217,9 +225,9 @@ def alternated(z: np.ndarray, k: int, alpha: float) -> tuple[np.ndarray, np.ndar
     """Factors, each times the singular values, and errors of a fit in memory."""
     basis, sigma = guess(z, k, alpha), 1.0
     for _ in range(20):
-        fit = fitted_rows(z, basis, alpha, sigma)
+        fit = fitted_rows(z, basis, alpha, np.full(z.shape[1], sigma))
         sums = column_sums_of(fit, z)
         before, (basis, _, values) = basis, refined(sums, False)
         if np.linalg.norm(basis - before @ (before.T @ basis)) <= _LOOSE:
             sigma = min(sigma, max(_SCALE * errors_scale(sums, z.shape[1], alpha), _FINEST))
-    return basis * values, fitted_rows(z, basis, alpha, sigma).scores, fit.errors
+    return basis * values, fit.scores, fit.errors

@@ -25,7 +25,7 @@ from pipeline.subspace import Subspace
 
 __all__ = ["LowRankSparse", "split_rows"]
 
-_MOST, _TRIED_ON, _WORTH = 40, 400, 0.8  # rank tried, rows it is tried on, what another component must shrink errors to
+_MOST, _TRIED_ON, _ENOUGH = 40, 400, 1.1  # rank tried, rows it is tried on, errors over the least that are small enough
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class LowRankSparse:
 
 
 def chosen_rank(X: Matrix, start: Start) -> int:
-    """The first rank whose errors another component does not shrink by a fifth, on a part of the sample."""
+    """The least rank whose errors, in a part of the sample, are within a tenth of the least that any rank leaves."""
     assert start.sample is not None
     assert start.center is not None
     factor = factor_of(X, np.isfinite(start.center))
@@ -80,14 +80,22 @@ def chosen_rank(X: Matrix, start: Start) -> int:
     z = z[:: max(1, len(z) // _TRIED_ON)]
     low, high = np.percentile(z, [25, 75])
     z = z / (float(high - low) or float(z.std()) or 1.0)
-    before = float(np.median(np.abs(z)))
-    for rank in range(1, min(_MOST, *z.shape)):
-        *_, errors = alternated(z, rank, 1.0)
-        size = float(np.median(np.abs(errors)))
-        if size > _WORTH * before or before < 1e-8:
-            return max(rank - 1, 1)
-        before = size
-    return min(_MOST, *z.shape)
+    most = max(1, min(_MOST, *(side // 3 for side in z.shape)))
+
+    def errors(rank: int) -> float:
+        *_, left = alternated(z, rank, 1.0)
+        # As if no row and no column had been fitted.
+        free = (1 - rank / z.shape[0]) * (1 - rank / z.shape[1])
+        return max(float(np.median(np.abs(left))) / np.sqrt(free), 1e-6)
+
+    tried = {rank: errors(rank) for rank in {*(2**i for i in range(most.bit_length())), most}}
+    enough = _ENOUGH * min(tried.values())
+    high_rank = min(rank for rank in tried if tried[rank] <= enough)
+    low_rank = max((rank for rank in tried if rank < high_rank), default=0)
+    while high_rank - low_rank > 1:  # the least lies between the two
+        middle = (low_rank + high_rank) // 2
+        low_rank, high_rank = (low_rank, middle) if errors(middle) <= enough else (middle, high_rank)
+    return high_rank
 
 
 def split_rows(subspace: Subspace, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +107,7 @@ def split_rows(subspace: Subspace, rows: np.ndarray) -> tuple[np.ndarray, np.nda
     factor = subspace.factor / story["unit"]
     z = standardised(rows, subspace.offset, factor).astype(np.float64)
     basis = np.asarray(subspace.basis.T, np.float64)
-    fit = fitted_rows(z, basis, story["alpha"], story["sigma"])
+    fit = fitted_rows(z, basis, story["alpha"], np.full(z.shape[1], story["sigma"]))
     stretch = np.divide(1.0, factor, out=np.zeros_like(factor), where=factor != 0)
     nothing = np.where(subspace.present, 0.0, np.nan)
     low = (fit.scores @ basis.T) * stretch + subspace.offset + nothing
