@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Fit", "Sums", "column_sums_of", "fitted_rows", "refined"]
+__all__ = ["Fit", "Sums", "column_sums_of", "errors_scale", "fitted_rows", "refined"]
 
 _TURNS = 60  # of the fixed point of a row
+_LEAST = 64  # powers of two below one unit, and above, that errors are told apart by
 _CLIP = 3.0  # units that an entry may count for in the first guess
 
 
@@ -27,7 +28,8 @@ class Sums(NamedTuple):
     """What columns are fitted from, added over rows.
 
     Products (d, k + 1, k + 1) and (d, k + 1) of [scores, 1] with the weights; moments (k, k) and sums (k,) of the
-    scores; weighted squares of the errors, weights, rows, and how many entries lost more than half of their weight.
+    scores; weighted squares of the errors, rows, how many entries lost more than half of their weight, and how many errors there
+    are of each power of two.
     """
 
     normal: np.ndarray
@@ -35,9 +37,9 @@ class Sums(NamedTuple):
     moments: np.ndarray
     middle: np.ndarray
     squares: float
-    weight: float
     rows: int
     outlying: int
+    sizes: np.ndarray
 
     def __add__(self, other: tuple) -> Sums:  # type: ignore[override]
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
@@ -82,10 +84,19 @@ def column_sums_of(fit: Fit, z: np.ndarray) -> Sums:
         fit.scores.T @ fit.scores,
         fit.scores.sum(axis=0),
         float((fit.weights * np.square(fit.errors)).sum()),
-        float(fit.weights.sum()),
         len(z),
         int((fit.weights < 0.5).sum()),
+        np.bincount(np.clip(np.frexp(fit.errors)[1] + _LEAST, 0, 2 * _LEAST).ravel(), minlength=2 * _LEAST + 1),
     )
+
+
+def errors_scale(sums: Sums) -> float:
+    """Standard deviation of the errors: 1.4826 times their median size, from the numbers of errors of each size."""
+    share = np.cumsum(sums.sizes) / sums.sizes.sum()
+    power = int(np.searchsorted(share, 0.5))
+    below = share[power - 1] if power else 0.0
+    within = (0.5 - below) / max(share[power] - below, 1e-12)
+    return float(1.4826 * 2.0 ** (power - _LEAST - 1) * (1 + within))
 
 
 def refined(sums: Sums, center: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

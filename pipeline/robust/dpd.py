@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.folds.rowmaps import RowMap, Through, standardised
-from pipeline.kernels.divergence import Sums, column_sums_of, fitted_rows, refined
+from pipeline.kernels.divergence import Sums, column_sums_of, errors_scale, fitted_rows, refined
 from pipeline.matrix import Matrix
 from pipeline.robust.method import Certificate, Found, Options, Start, factor_of
 from pipeline.solvers import Settings
@@ -67,7 +67,7 @@ class DensityPowerState:
     alpha: float
     lost: np.ndarray
     sigma: float = 1.0
-    noise: float = 1.0
+    squares: float = 0.0
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     rows: int = 0
     passes: int = 0
@@ -123,7 +123,7 @@ class DensityPower:
         moves = self.options.center is True
         basis, shift, values = refined(summary, moves)
         change = float(np.linalg.norm(basis - state.basis @ (state.basis.T @ basis)))
-        noise = errors_scale(summary, len(basis), state.alpha)
+        noise = errors_scale(summary)
         factor = factor_of(X, np.isfinite(state.center))
         center = state.center.copy()
         center[factor != 0] += shift * state.unit / factor[factor != 0]
@@ -132,7 +132,7 @@ class DensityPower:
             state,
             center=center if moves else state.center,
             basis=basis,
-            noise=noise,
+            squares=summary.squares,
             values=values,
             rows=summary.rows,
             passes=state.passes + 1,
@@ -157,7 +157,7 @@ class DensityPower:
         components[counted] = state.basis
         values = state.values * state.unit
         dof = max(state.rows - 1.0, 1.0) if s.center else float(state.rows)
-        errors = state.rows * int(counted.sum()) * (state.noise * state.unit) ** 2
+        errors = state.squares * state.unit**2
         total = (float(np.square(values).sum()) + errors) / dof
         answer = Answer(
             components,
@@ -186,13 +186,6 @@ class DensityPower:
                 f"n_components={self.settings.rank.wanted!r}: method={self.options.method!r} needs a number of components"
             )
         return self.settings.rank.most(*X.shape)
-
-
-def errors_scale(sums: Sums, width: int, alpha: float) -> float:
-    """Standard deviation of the errors: their weighted squares over what normal errors would give."""
-    entries = sums.rows * width
-    expected = sums.weight - entries * alpha * (1 + alpha) ** -1.5
-    return float(np.sqrt(sums.squares / max(expected, 0.05 * entries)))
 
 
 def guess(z: np.ndarray, k: int, alpha: float) -> np.ndarray:
@@ -229,5 +222,5 @@ def alternated(z: np.ndarray, k: int, alpha: float) -> tuple[np.ndarray, np.ndar
         sums = column_sums_of(fit, z)
         before, (basis, _, values) = basis, refined(sums, False)
         if np.linalg.norm(basis - before @ (before.T @ basis)) <= _LOOSE:
-            sigma = min(sigma, max(_SCALE * errors_scale(sums, z.shape[1], alpha), _FINEST))
+            sigma = min(sigma, max(_SCALE * errors_scale(sums), _FINEST))
     return basis * values, fit.scores, fit.errors
