@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, Self
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -27,7 +28,7 @@ from pipeline.robust import METHODS, Options, Robust
 from pipeline.robust.method import INNER, Certificate, looked
 from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, scores_of
-from pipeline.robust.stream import StreamState, absorbed, answered, begun, looked_over, placed
+from pipeline.robust.stream import Stream, StreamState, absorbed, answered, begun, looked_over, placed
 from pipeline.rowwise import RowFunction
 from pipeline.solvers import Settings
 from pipeline.subspace import Subspace
@@ -174,7 +175,11 @@ class RobustPCA(PCA):
 
     def _solver(self) -> Robust:
         settings, options = self.settings(), self.options()
-        return Robust(settings, options, METHODS[options.method](settings, options))
+        method = METHODS[options.method](settings, options)
+        return Robust(settings, options, replace(method, told=self._told) if isinstance(method, Stream) else method)
+
+    def _told(self, state: StreamState) -> None:
+        self.state_ = state
 
     def _fit(self, matrix: Matrix) -> None:
         if hasattr(self, "state_"):
@@ -202,10 +207,6 @@ class RobustPCA(PCA):
                 "partial_fit needs scale=None, missing='error' and center True or False: a stream is one pass"
             )
         first = not hasattr(self, "state_")
-        if first and hasattr(self, "subspace_"):
-            raise InputError(
-                "fit has read a matrix as a whole: let all rows pass through partial_fit of a new estimator"
-            )
         batch = open_for_fit(self, X) if first else self._batch(X)
         if batch.sample_weights is not None:
             raise InputError("a stream counts every row once: open the batch without sample_weights")
@@ -230,10 +231,11 @@ class RobustPCA(PCA):
         return self
 
     def _batch(self, X: Any) -> Matrix:
-        matrix = open_matrix(X) if hasattr(X, "shape") or not hasattr(self, "subspace_") else self.matrix(X)
+        matrix = self.matrix(X) if hasattr(self, "subspace_") else open_for_fit(clone(self), X)
         if matrix.shape[1] != self.state_.width:
             raise InputError(
-                f"the batch has {matrix.shape[1]} features, the stream has {self.state_.width}: widths cannot change"
+                f"X has {matrix.shape[1]} features, but {type(self).__name__} is expecting {self.state_.width} features "
+                "as input: a stream cannot change its width"
             )
         return matrix
 

@@ -9,6 +9,7 @@ is begun again. After Diakonikolas, Kane, Pensia and Pittas (2023), whose stream
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -415,6 +416,8 @@ class Stream:
 
     settings: Settings
     options: Options
+    told: Callable[[StreamState], None] | None = None
+    """Who is told the last state, so that the stream can go on."""
     name: ClassVar[str] = "stream"
 
     def surveyed(self) -> bool:
@@ -463,7 +466,10 @@ class Stream:
 
     def result(self, X: Matrix, state: Reading) -> Found:
         assert state.present is not None
-        return placed(answered(state.state), X, state.present)
+        last = looked_over(state.state)
+        if self.told is not None:
+            self.told(last)
+        return placed(answered(last), X, state.present)
 
 
 def placed(found: Found, X: Matrix, present: np.ndarray) -> Found:
