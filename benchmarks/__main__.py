@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import psutil
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, suits
 from benchmarks.machine import bound
 from benchmarks.shapes import SHAPES, Shape
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds with imports, CPU seconds, peak GB of its tree, GB read, and how good the answer is."""
+    """One process: seconds with imports, CPU seconds, peak GB of its tree, GB read, and how good the answer is.
+
+    `excess` is the share of the variance that the answer misses beside what the best of its rank misses.
+    """
 
     wall: float
     cpu: float
@@ -30,33 +36,53 @@ class Run:
     read: float
     sine: float
     error: float
+    excess: float
     failure: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure(name: str, shape: Shape, folder: Path, k: int, limit: float) -> Run:
-    """Run a contender once; what fails or takes longer than the limit (seconds) is told, not raised."""
-    values, vectors = shape.exact(folder, k)
+def measure(name: str, shape: Shape, folder: Path, k: int, seconds: float) -> Run:
+    """Run a contender once; what fails or takes longer than so many seconds is told, not raised."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "answer.npz"
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.contenders", name, str(shape.store(folder))]
+        task = [name, str(shape.store(folder)), str(k), shape.kind, shape.limit or "", str(out)]
         started = time.perf_counter()
-        process = psutil.Popen([*command, str(k), str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        process = psutil.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.contenders", *task],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         watch = Watch(process)
         try:
-            _, stderr = process.communicate(timeout=limit)
+            stdout, stderr = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
+            for child in (*process.children(recursive=True), process):
+                child.kill()
             process.communicate()
-            return Run(limit, 0, watch.stop(), watch.read, 1, 1, f"stopped after {limit:.0f} s")
+            return Run(seconds, 0, watch.stop(), watch.read, 1, 1, 1, f"stopped after {seconds:.0f} s")
         wall = time.perf_counter() - started
         peak = watch.stop()
         if process.returncode:
-            return Run(wall, watch.cpu, peak, watch.read, 1, 1, stderr.decode().strip().splitlines()[-1][:120])
+            last = next((t for t in reversed(stderr.decode().splitlines()) if t.strip()), f"exit {process.returncode}")
+            return Run(wall, watch.cpu, peak, watch.read, 1, 1, 1, last.strip()[:110])
         with np.load(out) as answer:
             got, components = answer["values"][:k], answer["components"][:k].astype(np.float64)
+    told = json.loads(stdout.splitlines()[-1]) if name == "ours" else {}
+    values, vectors, trace = shape.exact(folder, k)
     q = np.linalg.qr(components.T)[0].T
-    sine = float(np.linalg.norm(q - (q @ vectors.T) @ vectors, 2))
-    return Run(wall, watch.cpu, peak, watch.read, sine, float(np.max(np.abs(got / values[:k] - 1))))
+    overlap = q @ vectors.T
+    sine = float(np.linalg.norm(q - overlap @ vectors, 2))
+    return Run(wall, watch.cpu, peak, watch.read, sine, _worst(got, values), _missed(overlap, values, trace), told=told)
+
+
+def _worst(got: np.ndarray, values: np.ndarray) -> float:
+    return float(np.max(np.abs(got / values[: got.size] - 1)))
+
+
+def _missed(overlap: np.ndarray, values: np.ndarray, trace: float) -> float:
+    """At least what the leading k directions lose: what leaks into the rest is taken to have its largest variance."""
+    kept = (overlap**2).sum(axis=0)
+    return float(np.sum((1 - kept).clip(0) * (values[: kept.size] - values[-1]))) / trace
 
 
 class Watch(threading.Thread):
@@ -85,26 +111,37 @@ class Watch(threading.Thread):
         return self.peak
 
 
-def table(shape: Shape, k: int, runs: dict[str, list[Run]], best: dict[str, float]) -> str:
+def table(shape: Shape, k: int, runs: dict[str, list[Run]], folder: Path) -> str:
     """One shape as Markdown: medians, and ratios to ours of the same run."""
+    told = next((t.told for t in runs["ours"] if t.told), {})
+    best = bound(shape.store(folder), k, str(told.get("solver", "")))
+    stored = shape.n * shape.d * 4 if shape.kind == "float32" else 0
+    reads = told["bytes"] / stored if told and stored else float(told.get("passes", 1))
+    least = best["read"] * reads + best["multiply"] * told.get("passes", 1)
+    values, _, _ = shape.exact(folder, k)
+    gap = 1 - values[k] / values[k - 1]
     lines = [
-        f"**{shape.name}**: {shape.n:,} x {shape.d:,} float32, chunks {shape.chunks[0]:,} x {shape.chunks[1]:,}, "
-        f"k = {k}; one read {best['read']:.2f} s, one multiplication {best['multiply']:.2f} s",
+        f"**{shape.name}**: {shape.n:,} x {shape.d:,} {shape.kind}, chunks {shape.chunks[0]:,} x {shape.chunks[1]:,}"
+        f"{f', two workers of {shape.limit}' if shape.limit else ''}; k = {k}, gap {gap:.0%}; "
+        f"one read {best['read']:.2f} s, one multiplication {best['multiply']:.2f} s; ours took {told.get('passes')} "
+        f"passes of {told.get('solver')}, {reads:.1f} reads: bound {least:.1f} s, with a promise of "
+        f"{told.get('promised', 0) / 1e9:.2f} GB a worker",
         "",
-        "| | wall s | over ours | CPU s | peak GB | GB read | sin of angle | worst eigenvalue error |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | wall s | over ours | over the bound | CPU s | peak GB | GB read | sin | eigenvalue error | excess |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, tries in runs.items():
         good = [t for t in tries if not t.failure]
         if not good:
-            lines.append(f"| {name} | {tries[0].failure} | | | | | | |")
+            lines.append(f"| {name} | {tries[0].failure} | | | | {tries[0].peak:.2f} | | | | |")
             continue
         ratio = statistics.median(t.wall / o.wall for t, o in zip(tries, runs["ours"], strict=True))
-        cells = [statistics.median(getattr(t, f) for t in good) for f in ("cpu", "peak", "read", "sine", "error")]
+        fields = ("cpu", "peak", "read", "sine", "error", "excess")
+        cells = [statistics.median(getattr(t, f) for t in good) for f in fields]
         wall = statistics.median(t.wall for t in good)
         lines.append(
-            f"| {name} | {wall:.1f} | {ratio:.1f} | {cells[0]:.1f} | {cells[1]:.2f} | {cells[2]:.2f} "
-            f"| {cells[3]:.1e} | {cells[4]:.1e} |"
+            f"| {name} | {wall:.1f} | {ratio:.1f} | {wall / least:.1f} | {cells[0]:.1f} | {cells[1]:.2f} "
+            f"| {cells[2]:.1f} | {cells[3]:.1e} | {cells[4]:.1e} | {cells[5]:.1e} |"
         )
     return "\n".join(lines)
 
@@ -116,16 +153,26 @@ def table(shape: Shape, k: int, runs: dict[str, list[Run]], best: dict[str, floa
 @click.option("-k", "ks", multiple=True, type=int, default=(10, 50), show_default=True)
 @click.option("--limit", default=300.0, show_default=True, help="Seconds after which a contender is stopped.")
 @click.option("--only", multiple=True, help="Contenders, beside ours; default all.")
-def main(size: str, folder: Path, repeats: int, ks: tuple[int, ...], limit: float, only: tuple[str, ...]) -> None:
+@click.option("--shape", "shapes", multiple=True, help="Shapes; default all of the size.")
+def main(
+    size: str,
+    folder: Path,
+    repeats: int,
+    ks: tuple[int, ...],
+    limit: float,
+    only: tuple[str, ...],
+    shapes: tuple[str, ...],
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["ours", *(n for n in CONTENDERS if n != "ours" and (not only or n in only))]
     print(
         f"Load of the machine before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores; {repeats} repeats.\n"
     )
     for shape in SHAPES[size]:
+        if shapes and shape.name not in shapes:
+            continue
         shape.exact(folder, 1)
+        names = [n for n in CONTENDERS if suits(n, shape.kind, shape.limit) and (n == "ours" or not only or n in only)]
         for k in ks:
-            best = bound(shape.store(folder), k)
             runs: dict[str, list[Run]] = {name: [] for name in names}
             for _ in range(repeats):  # interleaved, so that a drifting machine is alike for all
                 for name in names:
@@ -133,7 +180,7 @@ def main(size: str, folder: Path, repeats: int, ks: tuple[int, ...], limit: floa
                         runs[name].append(measure(name, shape, folder, k, limit))
                     else:
                         runs[name].append(runs[name][-1])
-            print(table(shape, k, runs, best) + "\n", flush=True)
+            print(table(shape, k, runs, folder) + "\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Us and the peers: functions from a Zarr path to eigenvalues of the scatter and components, one a process."""
+"""Us and the peers: functions from a stored matrix to eigenvalues of the scatter and components, one a process."""
 
 from __future__ import annotations
 
@@ -6,77 +6,111 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["CONTENDERS"]
+__all__ = ["CONTENDERS", "suits"]
 
 Answer = tuple[np.ndarray, np.ndarray]
 
 
-def ours(path: str, k: int) -> Answer:
+def ours(path: str, k: int, kind: str, limit: str) -> Answer:
     """This project, as it chooses."""
     from pipeline import PCA
 
-    model = PCA(n_components=k).fit(path)
-    print(json.dumps({"passes": model.subspace_.passes, "solver": model.plan_.solver}), file=sys.stderr)
+    scale = "genotype" if "genotypes" in kind else None
+    with _cluster(limit):
+        model = PCA(n_components=k, scale=scale).fit(path)
+    walks = model.subspace_.provenance["walks"]
+    told = {"solver": model.plan_.solver, "passes": len(walks), "promised": model.plan_.peak_memory}
+    print(json.dumps({**told, "bytes": sum(w["bytes"] for w in walks)}), flush=True)
     return model.singular_values_**2, model.components_
 
 
-def dask_ml_full(path: str, k: int) -> Answer:
+def dask_ml_full(path: str, k: int, kind: str, limit: str) -> Answer:
     """dask-ml's exact PCA."""
-    import dask.array as da
-    from dask_ml.decomposition import PCA
-
-    x = da.from_zarr(path).rechunk({1: -1})
-    model = PCA(n_components=k, svd_solver="full").fit(x)
-    return model.singular_values_**2, model.components_
+    return _dask_ml(path, k, kind, limit, "PCA", svd_solver="full")
 
 
-def dask_ml_randomized(path: str, k: int) -> Answer:
+def dask_ml_randomized(path: str, k: int, kind: str, limit: str) -> Answer:
     """dask-ml's randomized PCA with its defaults."""
-    import dask.array as da
-    from dask_ml.decomposition import PCA
+    return _dask_ml(path, k, kind, limit, "PCA", svd_solver="randomized", random_state=0)
 
-    x = da.from_zarr(path).rechunk({1: -1})
-    model = PCA(n_components=k, svd_solver="randomized", random_state=0).fit(x)
+
+def dask_ml_truncated(path: str, k: int, kind: str, limit: str) -> Answer:
+    """dask-ml's TruncatedSVD of the centred matrix, with its defaults."""
+    return _dask_ml(path, k, kind, limit, "TruncatedSVD")
+
+
+def dask_ml_incremental(path: str, k: int, kind: str, limit: str) -> Answer:
+    """dask-ml's IncrementalPCA."""
+    return _dask_ml(path, k, kind, limit, "IncrementalPCA")
+
+
+def _dask_ml(path: str, k: int, kind: str, limit: str, name: str, **options: Any) -> Answer:
+    from dask_ml import decomposition
+
+    with _cluster(limit):
+        x = _standardised(path, kind).rechunk({1: -1})
+        if name == "TruncatedSVD":
+            x = x - x.mean(axis=0)
+        model = getattr(decomposition, name)(n_components=k, **options).fit(x)
     return model.singular_values_**2, model.components_
 
 
-def svd_compressed(path: str, k: int) -> Answer:
-    """dask.array.linalg.svd_compressed with two QR iterations."""
-    import dask
-    import dask.array as da
+def _svd_compressed(iterations: int, iterator: str) -> Callable[[str, int, str, str], Answer]:
+    def run(path: str, k: int, kind: str, limit: str) -> Answer:
+        import dask
+        import dask.array as da
 
-    x = da.from_zarr(path)
-    _, s, v = da.linalg.svd_compressed(x - x.mean(axis=0), k, n_power_iter=2, iterator="QR", seed=0)
-    s, v = dask.compute(s, v)
-    return s**2, v
+        with _cluster(limit):
+            x = _standardised(path, kind)
+            x = x - x.mean(axis=0)
+            _, s, v = da.linalg.svd_compressed(x, k, n_power_iter=iterations, iterator=iterator, seed=0)
+            s, v = dask.compute(s, v)
+        return s**2, v
 
-
-def svd_compressed_power(path: str, k: int) -> Answer:
-    """dask.array.linalg.svd_compressed with four power iterations."""
-    import dask
-    import dask.array as da
-
-    x = da.from_zarr(path)
-    _, s, v = da.linalg.svd_compressed(x - x.mean(axis=0), k, n_power_iter=4, iterator="power", seed=0)
-    s, v = dask.compute(s, v)
-    return s**2, v
+    return run
 
 
-def sklearn_covariance(path: str, k: int) -> Answer:
+def xeofs_eof(path: str, k: int, kind: str, limit: str) -> Answer:
+    """xeofs' EOF analysis on Dask."""
+    import xarray as xr
+    from xeofs.single import EOF
+
+    with _cluster(limit):
+        x = xr.DataArray(_standardised(path, kind), dims=("time", "x"))
+        model = EOF(n_modes=k).fit(x, dim="time")
+        values, components = model.singular_values().values, model.components().transpose("mode", "x").values
+    return values**2, components
+
+
+def sklearn_covariance(path: str, k: int, kind: str, limit: str) -> Answer:
     """scikit-learn's PCA by the covariance matrix, in memory."""
-    return _sklearn(path, k, "covariance_eigh")
+    return _sklearn(path, k, kind, "covariance_eigh")
 
 
-def sklearn_randomized(path: str, k: int) -> Answer:
+def sklearn_randomized(path: str, k: int, kind: str, limit: str) -> Answer:
     """scikit-learn's randomized PCA, in memory."""
-    return _sklearn(path, k, "randomized")
+    return _sklearn(path, k, kind, "randomized")
 
 
-def sklearn_incremental(path: str, k: int) -> Answer:
+def sklearn_arpack(path: str, k: int, kind: str, limit: str) -> Answer:
+    """scikit-learn's PCA by ARPACK, in memory; sparse matrices stay sparse."""
+    return _sklearn(path, k, kind, "arpack")
+
+
+def _sklearn(path: str, k: int, kind: str, solver: str) -> Answer:
+    from sklearn.decomposition import PCA
+
+    model = PCA(n_components=k, svd_solver=solver, random_state=0).fit(_in_memory(path, kind))
+    return model.singular_values_**2, model.components_
+
+
+def sklearn_incremental(path: str, k: int, kind: str, limit: str) -> Answer:
     """scikit-learn's IncrementalPCA, chunk by chunk."""
     import zarr
     from sklearn.decomposition import IncrementalPCA
@@ -89,31 +123,75 @@ def sklearn_incremental(path: str, k: int) -> Answer:
     return model.singular_values_**2, model.components_
 
 
-def _sklearn(path: str, k: int, solver: str) -> Answer:
+def _in_memory(path: str, kind: str) -> Any:
     import zarr
-    from sklearn.decomposition import PCA
 
+    if kind.startswith("sparse"):
+        from benchmarks.shapes import Sparse
+
+        return Sparse.matrix(Path(path))
     x = zarr.open_array(path, mode="r")[:]
-    model = PCA(n_components=k, svd_solver=solver, random_state=0).fit(x)
-    return model.singular_values_**2, model.components_
+    if "genotypes" not in kind:
+        return x
+    x = x.astype("f4")
+    p = x.mean(axis=0) / 2
+    return x / np.sqrt(np.where((p > 0) & (p < 1), 2 * p * (1 - p), 1))
 
 
-CONTENDERS: dict[str, Callable[[str, int], Answer]] = {
+def _standardised(path: str, kind: str) -> Any:
+    """The matrix as a Dask array; genotypes divided by sqrt(2 p (1 - p)), as peers have no name for it."""
+    import dask.array as da
+
+    x = da.from_zarr(path)
+    if "genotypes" not in kind:
+        return x
+    x = x.astype("f4")
+    p = x.mean(axis=0) / 2
+    return x / da.sqrt(da.where((p > 0) & (p < 1), 2 * p * (1 - p), 1))
+
+
+def _cluster(limit: str) -> AbstractContextManager[Any]:
+    """Two worker processes of so much memory each, or the threads of this process."""
+    if not limit:
+        return nullcontext()
+    from distributed import Client
+
+    return Client(n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=None)
+
+
+CONTENDERS: dict[str, Callable[[str, int, str, str], Answer]] = {
     "ours": ours,
-    "dask-ml full": dask_ml_full,
-    "dask-ml randomized": dask_ml_randomized,
-    "svd_compressed QR 2": svd_compressed,
-    "svd_compressed power 4": svd_compressed_power,
+    "dask-ml PCA full": dask_ml_full,
+    "dask-ml PCA randomized": dask_ml_randomized,
+    "dask-ml TruncatedSVD": dask_ml_truncated,
+    "dask-ml IncrementalPCA": dask_ml_incremental,
+    "svd_compressed QR 2": _svd_compressed(2, "QR"),
+    "svd_compressed QR 4": _svd_compressed(4, "QR"),
+    "svd_compressed power 2": _svd_compressed(2, "power"),
+    "svd_compressed power 4": _svd_compressed(4, "power"),
+    "xeofs EOF": xeofs_eof,
     "scikit-learn covariance": sklearn_covariance,
     "scikit-learn randomized": sklearn_randomized,
-    "scikit-learn incremental": sklearn_incremental,
+    "scikit-learn ARPACK": sklearn_arpack,
+    "scikit-learn IncrementalPCA": sklearn_incremental,
 }
+_SPARSE = {"ours", "scikit-learn covariance", "scikit-learn ARPACK"}
+_BOUNDED = {"ours", "dask-ml PCA full", "dask-ml PCA randomized", "svd_compressed QR 2"}
 
 
-def main(name: str, path: str, k: str, out: str) -> None:
+def suits(name: str, kind: str, limit: str | None) -> bool:
+    """Whether a contender can be asked at all: most know no sparse matrices, and few a bound on memory."""
+    if kind.startswith("sparse"):
+        return name in _SPARSE
+    if limit:
+        return name in _BOUNDED
+    return name != "scikit-learn ARPACK"
+
+
+def main(name: str, path: str, k: str, kind: str, limit: str, out: str) -> None:
     """Run one contender in this process and save its answer with the seconds that it took."""
     started = time.perf_counter()
-    values, components = CONTENDERS[name](path, int(k))
+    values, components = CONTENDERS[name](path, int(k), kind, limit)
     seconds = time.perf_counter() - started
     np.savez(Path(out), values=values, components=np.asarray(components), seconds=seconds)
 

@@ -3,41 +3,78 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline import open_matrix
+from pipeline.allocator import memory_is_reused
 
 __all__ = ["bound"]
 
+_CORES = 2
+_COLUMNS = 10  # that an iterative solver multiplies with beside those wanted
 
-def bound(store: Path, k: int) -> dict[str, float]:
-    """Seconds of one read of the store and of one X^T (X Q) with as many columns as a solver takes, on two cores."""
+
+def bound(store: Path, k: int, solver: str) -> dict[str, float]:
+    """Seconds of one read of the store and of what a solver multiplies in one pass, on two cores.
+
+    That is the square of the shorter side for the exact solvers, and X^T (X Q) for the others.
+    """
     X = open_matrix(store)
-    cores = 2
-    buffers = [np.empty((X.block_height, X.shape[1]), X.work_dtype) for _ in range(cores)]
-    thin = np.random.default_rng(0).standard_normal((X.shape[1], k + max(16, k // 2) + 8)).astype(X.work_dtype)
+    if solver == "dual_gram":
+        X = X.T
+    multiply = _square if solver.endswith("gram") else _thin
+    tall = X.side == 0
+    # Blocks that two threads have at a time, as often as there are blocks: the entries do not matter to BLAS.
+    samples = [X.read(min(i, X.n_blocks - 1)) for i in range(_CORES)]
+    work = [multiply(x if tall else x.T, k) for x in samples]
+    buffers = [None if _is_sparse(x) else np.empty_like(x) for x in samples]
 
     def read(worker: int) -> None:
-        for i in range(worker, X.n_blocks, cores):
+        for i in range(worker, X.n_blocks, _CORES):
             start, stop = X.bounds(i)
-            X.read(i, buffers[worker][: stop - start])
+            out = buffers[worker]
+            if out is not None:
+                across = X.shape[1 - X.side]
+                out = out.reshape(-1)[: (stop - start) * across]
+                out = out.reshape((stop - start, across) if tall else (across, stop - start))
+            X.read(i, out)
 
-    def multiply(worker: int) -> None:
-        out = np.empty((thin.shape[1], X.shape[1]), X.work_dtype)
-        for _ in range(worker, X.n_blocks, cores):
-            np.matmul((buffers[worker] @ thin).T, buffers[worker], out=out)
+    def compute(worker: int) -> None:
+        for _ in range(worker, X.n_blocks, _CORES):
+            work[worker]()
 
     seconds = {}
-    with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
-        for name, work in (("read", read), ("multiply", multiply)):
+    with threadpool_limits(1), memory_is_reused(), ThreadPoolExecutor(_CORES) as pool:
+        for name, task in (("read", read), ("multiply", compute)):
             tries = []
             for _ in range(3):
                 started = time.perf_counter()
-                list(pool.map(work, range(cores)))
+                list(pool.map(task, range(_CORES)))
                 tries.append(time.perf_counter() - started)
             seconds[name] = sorted(tries)[1]
     return seconds
+
+
+def _is_sparse(x: Any) -> bool:
+    return not isinstance(x, np.ndarray)
+
+
+def _square(x: Any, k: int) -> Callable[[], Any]:
+    if _is_sparse(x):
+        return lambda: x.T @ x
+    out = np.empty((x.shape[1], x.shape[1]), x.dtype)
+    return lambda: np.matmul(x.T, x, out=out)
+
+
+def _thin(x: Any, k: int) -> Callable[[], Any]:
+    q = np.random.default_rng(0).standard_normal((x.shape[1], k + _COLUMNS)).astype(x.dtype)
+    if _is_sparse(x):
+        return lambda: x.T @ (x @ q)
+    out = np.empty((q.shape[1], q.shape[0]), x.dtype)
+    return lambda: np.matmul((x @ q).T, x, out=out)

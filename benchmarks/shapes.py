@@ -1,36 +1,47 @@
-"""The matrices of the benchmark: low rank with a power law and noise, in Zarr, and their exact leading subspaces."""
+"""The matrices of the benchmark, in Zarr, and their exact leading subspaces, found by none of the contenders."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 import zarr
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-__all__ = ["SHAPES", "Shape"]
+__all__ = ["SHAPES", "Genotypes", "Shape", "Sparse"]
 
 _RANK = 100
+_SQUARE = 8_000  # a scatter matrix up to this side is factorised whole
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One matrix: eigenvalues ~ 1 / j^2 for the first hundred, and white noise."""
+    """A dense float32 matrix: eigenvalues ~ 1 / j^2 for the first hundred, and white noise."""
 
     name: str
     n: int
     d: int
     chunks: tuple[int, int]
+    limit: str | None = None
+    """Memory of each of two worker processes; None: threads of one process."""
     noise: float = 0.01
+    kind: ClassVar[str] = "float32"
 
     def store(self, folder: Path) -> Path:
         """The Zarr array, written if it is not there yet."""
-        path = folder / f"{self.name}.zarr"
-        if (path / "done").exists():
-            return path
-        rng = np.random.default_rng(self.n + self.d)
+        path = folder / f"{self.name}-{self.n}x{self.d}.zarr"
+        if not (path / "done").exists():
+            self.write(path, np.random.default_rng(self.n + self.d))
+            (path / "done").touch()
+        return path
+
+    def write(self, path: Path, rng: np.random.Generator) -> None:
+        """Write the entries, a row of chunks at a time."""
         basis = np.linalg.qr(rng.standard_normal((self.d, _RANK)))[0].astype("f4")
         sizes = (1 / np.arange(1, _RANK + 1)).astype("f4")
         z = zarr.create_array(path, shape=(self.n, self.d), chunks=self.chunks, dtype="f4", overwrite=True)
@@ -38,49 +49,155 @@ class Shape:
             m = min(self.chunks[0], self.n - start)
             rows = (rng.standard_normal((m, _RANK), dtype="f4") * sizes) @ basis.T
             z[start : start + m] = rows + self.noise * rng.standard_normal((m, self.d), dtype="f4") + 1
-        (path / "done").touch()
-        return path
 
-    def exact(self, folder: Path, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Leading k + 1 eigenvalues of the scatter and k eigenvectors (k, d), in float64 and by nobody's solver."""
-        saved = folder / f"{self.name}.exact.npz"
+    def blocks(self, folder: Path) -> Iterator[Any]:
+        """The rows as what is analysed, in order, before centring."""
+        z = zarr.open_array(self.store(folder), mode="r")
+        for start in range(0, self.n, self.chunks[0]):
+            yield np.asarray(z[start : start + self.chunks[0]])
+
+    def standard(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Means (d,) and what features are divided by (d,)."""
+        return sum(b.sum(axis=0, dtype=np.float64) for b in self.blocks(folder)) / self.n, np.ones(self.d)
+
+    def exact(self, folder: Path, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Leading k + 1 eigenvalues of the scatter, k eigenvectors (k, d), and the trace, in float64."""
+        saved = folder / f"{self.store(folder).stem}.exact.npz"
         if not saved.exists():
-            z = zarr.open_array(self.store(folder), mode="r")
-            mean = np.zeros(self.d)
-            scatter = np.zeros((self.d, self.d))
-            for start in range(0, self.n, self.chunks[0]):
-                block = np.asarray(z[start : start + self.chunks[0]], np.float64) - 1  # the noise is about 1
-                mean += block.sum(axis=0)
-                scatter += block.T @ block
-            scatter -= np.outer(mean, mean / self.n)
-            values, vectors = scipy.linalg.eigh(scatter, subset_by_index=(self.d - 101, self.d - 1))
-            np.savez(saved, values=values[::-1], vectors=vectors[:, ::-1].T)
-        with np.load(saved) as both:
-            return both["values"][: k + 1], both["vectors"][:k]
+            mean, scale = self.standard(folder)
+            find = self._whole if min(self.n, self.d) <= _SQUARE else self._iterated
+            values, vectors, trace = find(list(self.blocks(folder)), mean, scale)
+            np.savez(saved, values=values, vectors=vectors, trace=trace)
+        with np.load(saved) as known:
+            return known["values"][: k + 1], known["vectors"][:k], float(known["trace"])
 
-    def nbytes(self, folder: Path) -> int:
-        """Decoded size."""
-        return 4 * self.n * self.d
+    def _whole(self, blocks: list[Any], mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        rows = [(_dense(b).astype(np.float64) - mean) / scale for b in blocks] if self.n < self.d else None
+        if rows is not None:
+            z = np.concatenate(rows)
+            values, left = scipy.linalg.eigh(z @ z.T, subset_by_index=(self.n - 52, self.n - 1))
+            return values[::-1], (z.T @ (left / np.sqrt(values))).T[::-1], float(np.vdot(z, z))
+        scatter = np.zeros((self.d, self.d))
+        for b in blocks:
+            z = (_dense(b).astype(np.float64) - mean) / scale
+            scatter += z.T @ z
+        values, vectors = scipy.linalg.eigh(scatter, subset_by_index=(self.d - 52, self.d - 1))
+        return values[::-1], vectors[:, ::-1].T, float(np.trace(scatter))
+
+    def _iterated(self, blocks: list[Any], mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """ARPACK to machine precision; products in the blocks' own precision, sums in float64."""
+
+        def product(v: np.ndarray) -> np.ndarray:
+            thin = v.reshape(self.d, -1) / scale[:, None]
+            total, shift = np.zeros_like(thin), mean @ thin
+            for b in blocks:
+                y = _times(b, thin) - shift
+                total += _times(b.T, y) - np.outer(mean, y.sum(axis=0))
+            return (total / scale[:, None]).reshape(v.shape)
+
+        operator = LinearOperator((self.d, self.d), matvec=product, matmat=product, dtype=np.float64)
+        values, vectors = eigsh(operator, k=52, ncv=160, tol=1e-9)
+        trace = sum(float(np.sum(_squares(b) / scale**2)) for b in blocks) - self.n * float(np.sum((mean / scale) ** 2))
+        return values[::-1], vectors[:, ::-1].T, trace
 
 
-SHAPES = {
-    "smoke": [Shape("tall", 200_000, 200, (20_000, 200)), Shape("large", 6_000, 4_000, (500, 4_000))],
+@dataclass(frozen=True)
+class Genotypes(Shape):
+    """Allele counts 0, 1, 2 of samples from a few populations (Balding and Nichols 1995), as int8."""
+
+    kind: ClassVar[str] = "int8 genotypes"
+
+    def write(self, path: Path, rng: np.random.Generator) -> None:
+        """Write the entries, a row of chunks at a time."""
+        old, drift, groups = rng.uniform(0.05, 0.95, self.d), 0.05, 12
+        spread = (1 - drift) / drift
+        frequency = rng.beta(old * spread, (1 - old) * spread, (groups, self.d)).astype("f4")
+        z = zarr.create_array(path, shape=(self.n, self.d), chunks=self.chunks, dtype="i1", overwrite=True)
+        for start in range(0, self.n, self.chunks[0]):
+            m = min(self.chunks[0], self.n - start)
+            p = frequency[rng.integers(0, groups, m)]
+            z[start : start + m] = sum((rng.random(p.shape, dtype="f4") < p).astype("i1") for _ in range(2))
+
+    def standard(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Means, and sqrt(2 p (1 - p)) of the allele frequencies."""
+        mean, _ = super().standard(folder)
+        variance = mean * (1 - mean / 2)
+        return mean, np.sqrt(np.where(variance > 0, variance, 1.0))
+
+
+@dataclass(frozen=True)
+class Sparse(Shape):
+    """Counts of a few kinds of cells, in anndata's Zarr layout; `noise` is the share of entries that are stored."""
+
+    kind: ClassVar[str] = "sparse counts"
+
+    def write(self, path: Path, rng: np.random.Generator) -> None:
+        """Write the CSR arrays."""
+        taste = rng.dirichlet(np.full(self.d, 0.05), 60) * 0.7 + 0.3 * rng.dirichlet(np.full(self.d, 0.2))
+        reach = np.cumsum(taste, axis=1)
+        width = max(1, round(self.noise * self.d))
+        kinds = rng.choice(60, self.n, p=rng.dirichlet(np.full(60, 0.6)))
+        columns = np.concatenate(
+            [np.searchsorted(reach[g], rng.random((int((kinds == g).sum()), width)).reshape(-1)) for g in range(60)]
+        ).clip(0, self.d - 1)
+        rows = np.repeat(np.argsort(kinds, kind="stable"), width)
+        counts = scipy.sparse.csr_array((np.ones(rows.size, "f4"), (rows, columns)), shape=(self.n, self.d))
+        counts.data = np.log1p(counts.data)
+        group = zarr.create_group(path, overwrite=True)
+        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [self.n, self.d]})
+        for name in ("data", "indices", "indptr"):
+            values = getattr(counts, name)
+            group.create_array(name, data=values, chunks=(min(1_000_000, values.size),))
+
+    def blocks(self, folder: Path) -> Iterator[Any]:
+        """The whole matrix in one piece."""
+        yield self.matrix(self.store(folder))
+
+    @staticmethod
+    def matrix(path: Path) -> scipy.sparse.csr_array:
+        """The matrix in memory."""
+        g = zarr.open_group(path, mode="r")
+        return scipy.sparse.csr_array((g["data"][:], g["indices"][:], g["indptr"][:]), shape=tuple(g.attrs["shape"]))
+
+
+def _dense(block: Any) -> np.ndarray:
+    return block.toarray() if scipy.sparse.issparse(block) else block
+
+
+def _times(block: Any, thin: np.ndarray) -> np.ndarray:
+    if scipy.sparse.issparse(block):
+        return block @ thin
+    return (block.astype("f4", copy=False) @ thin.astype("f4")).astype(np.float64)
+
+
+def _squares(block: Any) -> np.ndarray:
+    if scipy.sparse.issparse(block):
+        return np.asarray(block.multiply(block).sum(axis=0)).reshape(-1)
+    return np.einsum("ij,ij->j", block, block, dtype=np.float64)
+
+
+SHAPES: dict[str, list[Shape]] = {
+    "smoke": [
+        Shape("tall", 200_000, 200, (20_000, 200)),
+        Shape("large", 6_000, 4_000, (500, 4_000)),
+        Sparse("sparse", 10_000, 4_000, (10_000, 4_000), noise=0.01),
+    ],
     "small": [
         Shape("tall", 500_000, 200, (20_000, 200)),
         Shape("middle", 50_000, 500, (5_000, 500)),
         Shape("large", 12_000, 8_000, (500, 8_000)),
         Shape("square", 12_000, 8_000, (1_000, 1_000)),
+        Genotypes("genotypes", 2_000, 20_000, (500, 20_000)),
+        Shape("long", 200_000, 2_000, (1_000, 2_000), limit="1GB"),
+        Sparse("sparse", 40_000, 10_000, (40_000, 10_000), noise=0.003),
     ],
     "full": [
         Shape("tall", 2_000_000, 200, (20_000, 200)),
         Shape("middle", 200_000, 500, (5_000, 500)),
         Shape("large", 60_000, 20_000, (500, 20_000)),
         Shape("square", 60_000, 20_000, (2_000, 2_000)),
-        Shape("long", 1_000_000, 4_000, (1_000, 4_000)),
+        Genotypes("genotypes", 20_000, 200_000, (500, 20_000)),
+        Shape("long", 1_000_000, 4_000, (1_000, 4_000), limit="2GB"),
+        Sparse("sparse", 200_000, 50_000, (200_000, 50_000), noise=0.001),
     ],
 }
-
-
-def describe(shapes: list[Shape]) -> str:
-    """The shapes as JSON, for the record of a run."""
-    return json.dumps([shape.__dict__ for shape in shapes])

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline import errors as errors
+    from pipeline.adjoint import dottest as dottest
     from pipeline.estimators import PCA as PCA
     from pipeline.estimators import RobustPCA as RobustPCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
     from pipeline.matrix import Matrix as Matrix
     from pipeline.matrix import open_matrix as open_matrix
     from pipeline.plans import plan as plan
+    from pipeline.sources import Operator as Operator
     from pipeline.store import load as load
     from pipeline.subspace import Subspace as Subspace
 
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
     "Matrix": "pipeline.matrix",
+    "Operator": "pipeline.sources",
     "PCA": "pipeline.estimators",
     "RobustPCA": "pipeline.estimators",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
+    "dottest": "pipeline.adjoint",
     "errors": "pipeline.errors",
     "load": "pipeline.store",
     "open_matrix": "pipeline.matrix",

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
-from pipeline.folds import Defects, RowMeans
+from pipeline.folds import ColumnScores, Defects, RowMeans, RowScores
+from pipeline.keep import Keep
 from pipeline.matrix import Matrix
 from pipeline.solvers import Solver
+from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
-__all__ = ["check_entries", "solve"]
+__all__ = ["check_entries", "scores", "solve"]
 
 _WHY = {
     LIMIT: "the limit of passes was reached",
@@ -27,13 +29,15 @@ _WHY = {
 }
 
 
-def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
+def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
     """Run a solver on a matrix until it is done.
 
     Parameters
     ----------
     X : Matrix
     solver : Solver
+    keep : Keep, optional
+        Blocks that stay decoded between the passes; whoever made it releases it.
 
     Returns
     -------
@@ -49,9 +53,11 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
     """
     cost, tol = solver.cost(X), solver.settings.tol
     state = solver.init(X)
-    passes = None if tol is not None or cost.open_ended else cost.passes + (solver.settings.missing == "mean")
+    fills = solver.settings.missing != "error"
+    open_ended = tol is not None or solver.settings.missing == "em" or cost.open_ended
+    passes = None if open_ended else cost.passes + fills
     walks: list[dict[str, Any]] = []
-    if solver.settings.missing == "mean":
+    if fills:
         observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
         walks.append({"pass": 1, **asdict(tally)})
         if not np.isfinite(observed.mean).all():
@@ -64,7 +70,12 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
         matrix = matrix if span is None else matrix.rows(*span)
         try:
             summary, tally = walk(
-                matrix, fold, summary_bytes=cost.summary_bytes, pass_number=len(walks) + 1, passes=passes
+                matrix,
+                fold,
+                summary_bytes=cost.summary_bytes,
+                pass_number=len(walks) + 1,
+                passes=passes,
+                keep=keep if span is None else None,
             )
         except NonfiniteError as error:
             check_entries(X)
@@ -80,7 +91,24 @@ def solve(X: Matrix, solver: Solver[Any]) -> Subspace:
             f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
             found,
         )
+    if reason == LIMIT and solver.settings.missing == "em":
+        raise ConvergenceError(
+            f"missing='em' has not converged after {found.passes} passes: ask for fewer components, or leave out "
+            "the features or samples of which little is seen",
+            found,
+        )
     return found
+
+
+def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
+    """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
+    lens, cost = np.asarray(found.basis, np.float64).T, solver.cost(X)
+    how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
+    if cost.side == ROWS:
+        parts, _ = walk(X, RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset), **how)
+        return np.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
+    total, _ = walk(X.T, ColumnScores(X.work_dtype, standard(X, solver.settings), lens), **how)
+    return np.asarray(total.astype(X.work_dtype))
 
 
 def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
@@ -96,9 +124,13 @@ def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
     row, feature, number = place
     value = rows.rows(row, row + 1).read(0)[0, feature]
     where = f"{X.samples.describe(row)}; {X.features.describe(feature)}"
+    what, out = "infinity (inf)", "fill them"
+    if np.isnan(value):
+        what = "NaN" if X.code is None else f"a missing call ({X.code:g} or NaN)"
+        out = "pass missing='mean' or 'em', fill them"
     raise InputError(
-        f"{X.name} holds {'NaN' if np.isnan(value) else 'infinity (inf)'} at row {row}, feature {feature} ({where}), "
-        f"the first of {number} such entries: fill them, or leave those samples or features out with select"
+        f"{X.name} holds {what} at row {row}, feature {feature} ({where}), the first of {number} such entries: "
+        f"{out}, or leave those samples or features out with select"
     )
 
 

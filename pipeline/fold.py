@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Fold", "Tally"]
+__all__ = ["Fold", "Preparing", "Skipping", "Tally", "ready"]
 
 S = TypeVar("S")
 
@@ -29,13 +29,13 @@ class Fold(Protocol[S]):
         """In which blocks are read and multiplied."""
         ...
 
-    def block(self, x: np.ndarray, at: tuple[int, int], held: S | None, scratch: dict[str, np.ndarray]) -> S:
+    def block(self, x: Any, at: tuple[int, int], held: S | None, scratch: dict[str, np.ndarray]) -> S:
         """Summarise a block.
 
         Parameters
         ----------
-        x : array
-            The block; the fold may overwrite it.
+        x : array, or what `prepare` made of it
+            A fold that prepares must leave it as it is, as it may be kept for the next pass; others may overwrite it.
         at : pair of int
             Where the block lies along the walked side.
         held : S, optional
@@ -48,6 +48,34 @@ class Fold(Protocol[S]):
     def combine(self, a: S, b: S) -> S:
         """One summary of two; associative and, up to rounding, commutative; changes neither."""
         ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A fold whose blocks are first made ready (checked, shifted, standardised), once however many passes follow."""
+
+    @property
+    def readiness(self) -> str:
+        """What blocks are made ready for: folds of the same readiness and dtype share kept blocks."""
+        ...
+
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Any) -> Any:
+        """The block made ready, in place; `first` is what the first block of the same run became, None for itself."""
+        ...
+
+
+@runtime_checkable
+class Skipping(Protocol):
+    """A fold that has the result of some blocks already."""
+
+    def skips(self, at: tuple[int, int]) -> bool:
+        """Whether the block there need not be read."""
+        ...
+
+
+def ready(fold: Fold[Any], x: np.ndarray, at: tuple[int, int], first: Any) -> Any:
+    """A block as the fold wants it."""
+    return fold.prepare(x, at, first) if isinstance(fold, Preparing) else x
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.blocks import working_dtype
+from pipeline.kernels.blocks import doubled, working_dtype
+from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.labels import Labels
-from pipeline.sources import COLUMNS, ROWS, Source, Window, open_source
+from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
 
 __all__ = ["Matrix", "open_matrix"]
 
 # A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
 # still cut, so that every core has something to do and progress can be seen.
-_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS = 64 << 20, 256 << 10, 16
+# Chunks that are taller are read whole rather than several times, as far as `_TALLEST_BYTES` go.
+_BLOCK_BYTES, _SMALL_BLOCK_BYTES, _FEW_BLOCKS, _TALLEST_BYTES = 64 << 20, 256 << 10, 16, 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class Matrix:
     block_bytes: int | None = None
     block_length: int | None = None
     fill: np.ndarray | None = None
+    code: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,8 +56,22 @@ class Matrix:
 
     @property
     def work_dtype(self) -> np.dtype[Any]:
-        """Of the blocks: float32 for float16 and float32 data, float64 for everything else."""
+        """Of the blocks: float32 for float16 and float32 data, complex64 for such data, else double precision."""
         return working_dtype(self.dtype)
+
+    @property
+    def block_dtype(self) -> np.dtype[Any]:
+        """In which blocks are multiplied: `work_dtype`, but double precision for those that are not made dense."""
+        return doubled(self.dtype) if self.source.implicit else self.work_dtype
+
+    @property
+    def density(self) -> float:
+        """Share of the entries that are stored: 1 for dense data."""
+        return self._implicit.density if self.source.implicit else 1.0
+
+    @property
+    def _implicit(self) -> ImplicitSource:
+        return cast(ImplicitSource, self.source)
 
     @property
     def nbytes(self) -> int:
@@ -71,13 +89,14 @@ class Matrix:
         if self.block_length is not None:
             return np.append(np.arange(0, self.shape[self.side], self.block_length), self.shape[self.side])
         across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
-        target = self.block_bytes or _BLOCK_BYTES
-        cuts = self.source.cuts(self.side, max(1, target // across))
-        if self.block_bytes is None:
-            target = int(np.clip(self.shape[self.side] * across // _FEW_BLOCKS, _SMALL_BLOCK_BYTES, _BLOCK_BYTES))
-            finer = self.source.cuts(self.side, max(1, target // across))
-            if self.source.touched(self.side, finer) <= self.source.touched(self.side, cuts):  # no chunk is cut
-                return finer
+        unit = min(self.source.unit(self.side), _TALLEST_BYTES // across)
+        if self.block_bytes is not None:
+            return self.source.cuts(self.side, max(1, self.block_bytes // across))
+        cuts = self.source.cuts(self.side, max(1, unit, _BLOCK_BYTES // across))
+        target = int(np.clip(self.shape[self.side] * across // _FEW_BLOCKS, _SMALL_BLOCK_BYTES, _BLOCK_BYTES))
+        finer = self.source.cuts(self.side, max(1, unit, target // across))
+        if self.source.touched(self.side, finer) <= self.source.touched(self.side, cuts):  # no chunk is cut
+            return finer
         return cuts
 
     @property
@@ -89,6 +108,20 @@ class Matrix:
     def block_height(self) -> int:
         """Rows (columns for a transposed walk) of the largest block."""
         return int(np.diff(self.cuts).max())
+
+    @property
+    def block_nbytes(self) -> int:
+        """Bytes of the largest block that a task holds: as a dense array, or as what is stored of it."""
+        across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
+        if not self.source.implicit:
+            return self.block_height * across
+        target = self.block_bytes or _BLOCK_BYTES
+        stored = int(3 * self.density * across * self.block_height)  # entries and indices, in double precision
+        return max(min(target, 3 * self.bytes_a_pass), stored)
+
+    def together(self, cuts: np.ndarray) -> np.ndarray:
+        """Those of some cuts between which blocks that are not made dense are read at a time."""
+        return self._implicit.together(self.side, cuts, self.block_bytes or _BLOCK_BYTES)
 
     @cached_property
     def bytes_a_pass(self) -> int:
@@ -123,9 +156,38 @@ class Matrix:
 
     def read_range(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Positions [start, stop) of the walked side, as `read` gives them."""
+        with self._reading(start, stop):
+            block = self.source.read(*self._rectangle(start, stop), out)
+        if out is None:
+            block = block.astype(self.work_dtype, copy=False)
+        if self.code is not None:
+            block = np.where(block == self.code, np.nan, block)
+        if self.fill is None:
+            return block
+        return np.where(np.isnan(block), self._fill(start, stop).astype(block.dtype), block)
+
+    def read_implicit(self, start: int, stop: int) -> ImplicitBlock:
+        """Positions [start, stop) of the walked side as a block that is not made dense."""
+        with self._reading(start, stop):
+            block = self._implicit.block(*self._rectangle(start, stop))
+        if isinstance(block, SparseBlock):
+            block = block if self.code is None else block.marked(self.code)
+            block = block if self.fill is None else block.filled(self._fill(start, stop))
+        return block
+
+    def _rectangle(self, start: int, stop: int) -> tuple[Range, Range]:
         rows, cols = ((start, stop) if s == self.side else (0, self.shape[s]) for s in (ROWS, COLUMNS))
+        return rows, cols
+
+    def _fill(self, start: int, stop: int) -> np.ndarray:
+        assert self.fill is not None
+        return self.fill if self.side == ROWS else self.fill[start:stop]
+
+    @contextmanager
+    def _reading(self, start: int, stop: int) -> Iterator[None]:
+        """Whatever goes wrong says where."""
         try:
-            block = self.source.read(rows, cols, out)
+            yield
         except (PipelineError, MemoryError):
             raise
         except Exception as error:
@@ -134,18 +196,14 @@ class Matrix:
                 f"{what} {start} to {stop} of {self.name} cannot be read ({type(error).__name__}: {error}): "
                 "restore that part of the store, or leave it out with select"
             ) from error
-        if out is None:
-            block = block.astype(self.work_dtype, copy=False)
-        return block if self.fill is None else self._filled(block, start, stop)
-
-    def _filled(self, block: np.ndarray, start: int, stop: int) -> np.ndarray:
-        assert self.fill is not None
-        fill = self.fill if self.side == ROWS else self.fill[start:stop]
-        return np.where(np.isnan(block), fill.astype(block.dtype), block)
 
     def filled(self, fill: np.ndarray) -> Matrix:
         """The same matrix with `fill` (d,) in the place of NaN; where that is NaN too, nothing changes."""
         return replace(self, fill=fill)
+
+    def coded(self, code: float) -> Matrix:
+        """The same matrix with NaN for entries that equal `code`."""
+        return replace(self, code=code)
 
     def rows(self, start: int, stop: int) -> Matrix:
         """The matrix of the rows [start, stop); nothing is copied."""
@@ -212,10 +270,12 @@ def open_matrix(
 
     Parameters
     ----------
-    source : path, URL, zarr Array or Group, dask, NumPy or scipy.sparse array, xarray DataArray or Dataset, DataFrame
-        Numbers: integers, booleans or floats of any width.
+    source : path, URL, zarr Array or Group, dask, NumPy or sparse array, DataArray, Dataset, DataFrame, operator
+        Numbers: integers, booleans, floats or complex numbers of any width. A group may be a sparse matrix or a whole
+        data set as anndata stores them; sparse data is never made dense. Operators have `matmat` and `rmatmat`.
     variable : str or list of str, optional
-        Name or names inside a group or Dataset; several are concatenated as features.
+        Name or names inside a group or Dataset; several are concatenated as features. Of an anndata group: `X` by
+        default, 'raw', or a path such as 'layers/counts'.
     sample_dims : str or list of str, optional
         Dims that are samples (default: the first); all others are features.
     weights : (d,) array, DataArray over feature dims, or 'coslat', optional

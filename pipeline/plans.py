@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
+import psutil
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline.errors import InputError, PlanError
+from pipeline.kernels.blocks import single
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver
+from pipeline.solvers.em import EM
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
-from pipeline.walk import Crew, crew
+from pipeline.walk import Crew, crew, locally
 
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 # What a thread of today's machines does, for choosing between solvers; only ratios matter.
 _READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
+_SPARSE_FLOPS = 1e9
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
+# Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
+_WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
+# Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
+_OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
 
@@ -67,11 +74,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with what it is carried out with: the matrix, cut as planned, and the solver."""
+    """A plan with what it is carried out with: the matrix, cut as planned, the solver, and bytes to keep in all."""
 
     plan: Plan
     matrix: Matrix
     solver: Solver[Any]
+    keep: int = 0
 
 
 def plan(X: Any, model: Any) -> Plan:
@@ -105,8 +113,13 @@ def plan(X: Any, model: Any) -> Plan:
     return model.prepare(open_matrix(X)).plan
 
 
-def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None) -> Prepared:
-    """Choose a solver and the height of the blocks; raises as `plan` does."""
+def prepare(
+    X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None, scores: bool = False
+) -> Prepared:
+    """Choose a solver, the height of the blocks and how many are kept; raises as `plan` does.
+
+    With `scores` one walk more, over what is kept, will follow those of the solver.
+    """
     if solver != "auto" and solver not in SOLVERS:
         raise InputError(f"solver={solver!r}: choose 'auto' or one of {', '.join(map(repr, SOLVERS))}")
     settings.rank.most(*X.shape)
@@ -116,12 +129,13 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     fits, refused = [], []
     for name in names:
         try:
-            fits.append(_fit(X, SOLVERS[name](X, settings), at_work, limit))
+            found: Any = SOLVERS[name](X, settings)
+            fits.append(_fit(X, EM(found) if settings.missing == "em" else found, at_work, limit, scores))
         except PlanError as error:
             refused.append(error)
     if not fits:
         raise min(refused, key=lambda error: error.needed or 0)
-    exact = [p for p in fits if p.solver.exact]
+    exact = [p for p in fits if getattr(p.solver, "inner", p.solver).exact]
     best = min(fits, key=lambda p: p.plan.seconds)
     if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= _EXACT * best.plan.seconds):
         best = min(exact, key=lambda p: p.plan.seconds)
@@ -129,18 +143,16 @@ def prepare(X: Matrix, settings: Settings, solver: str, memory_limit: int | str 
     why = _why(best.solver.name, X) if solver == "auto" else "as asked for"
     if solver == "auto" and others:
         why += f" ({others})"
-    return Prepared(_with(best.plan, why), best.matrix, best.solver)
+    return replace(best, plan=replace(best.plan, why=why))
 
 
-def prepare_solver(X: Matrix, solver: Solver[Any], memory_limit: int | str | None, why: str) -> Prepared:
+def prepare_solver(
+    X: Matrix, solver: Solver[Any], memory_limit: int | str | None, why: str, scores: bool = False
+) -> Prepared:
     """The height of the blocks for a solver that is chosen already; raises as `plan` does."""
     at_work = crew()
-    found = _fit(X, solver, at_work, _limit(memory_limit, at_work))
-    return Prepared(_with(found.plan, why), found.matrix, found.solver)
-
-
-def _with(found: Plan, why: str) -> Plan:
-    return Plan(**{**asdict(found), "why": why})
+    found = _fit(X, solver, at_work, _limit(memory_limit, at_work), scores)
+    return replace(found, plan=replace(found.plan, why=why))
 
 
 def _why(name: str, X: Matrix) -> str:
@@ -153,15 +165,17 @@ def _why(name: str, X: Matrix) -> str:
     }[name]
 
 
-def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Prepared:
+def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool) -> Prepared:
     cost = solver.cost(X)
+    if X.work_dtype.kind == "c":  # costs are counted in real numbers
+        cost = replace(cost, summary_bytes=2 * cost.summary_bytes, client_bytes=2 * cost.client_bytes)
     walked = X if cost.side == ROWS else X.T
     threads, across = at_work.threads_each, max(1, X.shape[1 - cost.side])
-    slab = 2 * 8 * 256 * across if X.work_dtype == np.float32 else 0  # where rounding is measured in float64
+    slab = 2 * 8 * 256 * across if single(X.work_dtype) else 0  # where rounding is measured in float64
     fixed = threads * (cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES) + 3 * cost.summary_bytes
     fixed += cost.client_bytes if at_work.client is None else cost.summary_bytes
     for matrix in _cuttings(walked):
-        block = matrix.block_height * across * X.work_dtype.itemsize
+        block = matrix.block_nbytes
         chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
         peak = fixed + threads * (block + 2 * chunks)  # a block, the chunks that it lies in, and those encoded
         if limit is None or peak <= limit:
@@ -172,15 +186,17 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
             f"set memory_limit to {_rounded_up(peak)} or more, use fewer threads a worker, or fewer components",
             peak,
         )
-    passes = cost.passes + (solver.settings.missing == "mean")  # one more for the means
+    passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
+    again = cost.passes - 1 + scores  # passes that can do with what is kept
+    kept = min(_spare(X, at_work, limit, peak) // block, matrix.n_blocks) if again >= _WORTH_KEEPING or scores else 0
     seconds = _seconds(matrix, cost, at_work)
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
-        bytes_read=passes * matrix.bytes_a_pass,
-        peak_memory=int(peak),
-        blocks_kept=0,
+        bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * kept * (matrix.bytes_a_pass // matrix.n_blocks),
+        peak_memory=int(peak) + -(-kept // at_work.workers) * block,
+        blocks_kept=kept,
         seconds=seconds,
         n_blocks=matrix.n_blocks,
         block_rows=matrix.block_height,
@@ -192,7 +208,18 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None) -> Pr
         tol=solver.settings.tol,
         open_ended=cost.open_ended,
     )
-    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver)
+    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * block)
+
+
+def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
+    """Bytes that all workers together can keep decoded beside their work."""
+    small = X.bytes_a_pass < _WORTH_KEEPING_BYTES
+    if X.source.held or X.source.implicit or small or (at_work.client is None and not locally()):
+        return 0
+    if at_work.client is not None:  # Dask writes to disk what lies above: nothing of ours is to get there
+        return at_work.workers * int(max((limit or 0) * _UNSPILLED - _INTERPRETER - peak, 0))
+    free = int(psutil.virtual_memory().available * _OF_FREE)
+    return int(max((min(free, limit or free) - peak) * _OF_SPARE, 0))
 
 
 def _cuttings(X: Matrix) -> Iterator[Matrix]:
@@ -211,8 +238,11 @@ def _rounded_up(nbytes: int) -> str:
 
 
 def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:
-    reading = X.bytes_a_pass / _READ
-    computing = cost.flops / _FLOPS[X.work_dtype.itemsize]
+    reading, complex_ = X.bytes_a_pass / _READ, X.work_dtype.kind == "c"
+    if X.source.implicit:
+        computing = cost.flops * X.density / _SPARSE_FLOPS
+    else:  # a complex multiplication is four
+        computing = cost.flops * (4 if complex_ else 1) / _FLOPS[X.work_dtype.itemsize // (2 if complex_ else 1)]
     short = cost.summary_bytes / 8
     finishing = 3 * short**1.5 / _FLOPS[8] if cost.passes < 3 else 0.0  # an eigendecomposition of the square matrix
     return cost.passes * (reading + computing) / at_work.threads + finishing + 0.01

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -14,14 +16,18 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import scipy.sparse
 import xarray as xr
 import zarr
 
-from pipeline.errors import InputError, NonfiniteError, StoreError
+from pipeline.errors import InputError, NonfiniteError, PipelineError, StoreError
+from pipeline.folds.implicit import implicit_block
 from pipeline.kernels.blocks import working_dtype
+from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
 from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix
-from pipeline.sources import ROWS
+from pipeline.sources import ROWS, stamp
+from pipeline.store.lock import only_writer
 from pipeline.walk import walk
 
 __all__ = ["RowFunction", "RowKernel", "gathered", "lazy", "written"]
@@ -40,24 +46,52 @@ class RowFunction:
     """(d,) bool: the features that it looks at."""
     fill: np.ndarray | None = None
     """(d,) what NaN is replaced by, if at all."""
+    identity: str = ""
+    """What tells it from others of its kind."""
+    code: float | None = None
+    """What stands for a missing entry beside NaN."""
+    implicit: bool = False
+    """Whether it takes blocks that are not dense."""
+    complex: bool = False
+    """Whether its results are complex for real rows too."""
     across: Labels | None = None
     """What the columns of the result are, where they are not modes."""
     infinite: bool = False
     """Whether infinity is a result as good as any; the function then refuses entries that are no numbers itself."""
 
+    def dtype(self, rows: Any) -> np.dtype[Any]:
+        """Of the results, for rows of a dtype."""
+        dtype = working_dtype(rows)
+        if not self.width:
+            return np.dtype(dtype.type(0).real.dtype)
+        return np.result_type(dtype, np.complex64) if self.complex else dtype
+
     def filled(self, rows: np.ndarray) -> np.ndarray:
         """Rows as the function gets them."""
-        if self.fill is None or rows.dtype.kind != "f":
+        if self.code is not None:
+            rows = np.where(rows == self.code, np.nan, rows)
+        if self.fill is None or rows.dtype.kind not in "fc":
             return rows
         return np.where(np.isnan(rows), self.fill.astype(rows.dtype), rows)
 
-    def checked(self, rows: np.ndarray) -> np.ndarray:
+    def checked(self, rows: Any) -> np.ndarray:
         """Apply; raises NonfiniteError where the result is NaN or Inf, as it is wherever a row is."""
         with np.errstate(invalid="ignore", over="ignore"):
-            result = self.apply(self.filled(rows))
+            if isinstance(rows, np.ndarray):
+                result = self.apply(self.filled(rows))
+            elif self.implicit:
+                result = self.apply(self._filled_implicit(rows))
+            else:
+                result = np.concatenate([self.apply(self.filled(slab)) for slab in rows.slabs()])
         if not (self.infinite or np.isfinite(result).all()):
             raise NonfiniteError("NaN or Inf among the entries")
         return result
+
+    def _filled_implicit(self, rows: Any) -> Any:
+        if isinstance(rows, SparseBlock):
+            rows = rows if self.code is None else rows.marked(self.code)
+            rows = rows if self.fill is None else rows.filled(self.fill)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +118,41 @@ class _Write:
     target: Any
     inner: tuple[int, ...]
     outer: tuple[int, ...]
+    done: frozenset[int]
+    """Chunks along the first dim that an earlier run has written."""
     side: int = ROWS
 
+    def skips(self, at: tuple[int, int]) -> bool:
+        return at[0] // prod(self.inner) // self.target.chunks[0] in self.done
+
     def block(self, x: np.ndarray, at: tuple[int, int], held: int | None, scratch: dict[str, Any]) -> int:
-        result = self.function.checked(x)
+        return (held or 0) + self.put(self.function.checked(x), at)
+
+    def put(self, result: np.ndarray, at: tuple[int, int]) -> int:
+        """Write the results of the rows `at`; their number."""
         slab = prod(self.inner)
         self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *self.outer)
-        return (held or 0) + len(x)
+        return len(result)
 
-    def combine(self, a: int, b: int) -> int:
-        return a + b
+    def combine(self, a: int | None, b: int | None) -> int:
+        return (a or 0) + (b or 0)
+
+
+@implicit_block.register
+def _gather(fold: _Gather, x: ImplicitBlock, at: tuple[int, int], held: list[Any] | None) -> list[Any]:
+    return [*(held or []), (at[0], fold.function.checked(x))]
+
+
+@implicit_block.register
+def _write(fold: _Write, x: ImplicitBlock, at: tuple[int, int], held: int | None) -> int:
+    return (held or 0) + fold.put(fold.function.checked(x), at)
 
 
 def gathered(X: Matrix, function: RowFunction) -> np.ndarray:
     """The function of all rows as one array (n, width) or (n,)."""
     parts, _ = walk(X, _Gather(function, X.work_dtype))
     parts.sort(key=lambda part: part[0])
-    return np.concatenate([result for _, result in parts]).astype(X.work_dtype, copy=False)
+    return np.concatenate([result for _, result in parts]).astype(function.dtype(X.dtype), copy=False)
 
 
 def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], feature_axes: tuple[int, ...]) -> Any:
@@ -109,7 +161,7 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
     x = array if axes == tuple(range(array.ndim)) else da.transpose(array, axes)  # sparse blocks cannot be transposed
     samples, features = tuple(range(len(sample_axes))), tuple(range(len(sample_axes), x.ndim))
     last, new = ((x.ndim,), {x.ndim: function.width}) if function.width else ((), None)
-    dtype = working_dtype(array.dtype)
+    dtype = function.dtype(array.dtype)
     return da.blockwise(
         _block,
         (*samples, *last),
@@ -126,13 +178,17 @@ def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], featur
 
 
 def _block(x: Any, function: RowFunction, n_samples: int, dtype_out: np.dtype[Any]) -> np.ndarray:
-    x = x.toarray() if hasattr(x, "toarray") else x.todense() if hasattr(x, "todense") else np.asarray(x)
+    sparse = scipy.sparse.issparse(x) or hasattr(x, "to_scipy_sparse")
+    if sparse and not (x.ndim == 2 and n_samples == 1):
+        x, sparse = x.todense(), False
     shape = x.shape[:n_samples]
-    rows = x.reshape(prod(shape), prod(x.shape[n_samples:]))
+    rows: Any = (
+        SparseBlock(as_compressed(x)) if sparse else np.asarray(x).reshape(prod(shape), prod(x.shape[n_samples:]))
+    )
     try:
         result = function.checked(rows)
     except NonfiniteError:
-        raise InputError(_place(function.filled(rows), function.present)) from None
+        raise InputError(_place(function.filled(rows.toarray() if sparse else rows), function.present)) from None
     return result.reshape(*shape, *result.shape[1:]).astype(dtype_out, copy=False)
 
 
@@ -168,6 +224,8 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
         When `out` is no path on a local disk.
     StoreError
         When it exists or cannot be written; nothing half-made is left.
+
+    A run that was killed has left a hidden folder beside `out`: the same call goes on where it ended.
     """
     if not isinstance(out, str | PathLike) or "://" in fspath(out):
         raise InputError(f"out={out!r}: give a path on a local disk")
@@ -176,44 +234,80 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
         raise StoreError(f"{path} exists: pass overwrite=True (--overwrite) or choose another path")
     if path.exists() and not (path / "zarr.json").exists():
         raise StoreError(f"{path} is not a Zarr store, so it is not replaced: choose another path")
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    begun = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fill(X, function, fresh)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
-            path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(path)
-    except OSError as error:
+        with only_writer(path):
+            _fill(X, function, begun)
+            if path.exists():
+                old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+                path.rename(old)
+                begun.rename(path)
+                shutil.rmtree(old)
+            else:
+                begun.rename(path)
+    except (OSError, PipelineError) as error:
+        shutil.rmtree(begun, ignore_errors=True)  # what was killed goes on; what cannot work leaves nothing
+        if isinstance(error, PipelineError):
+            raise
         raise StoreError(f"{path} cannot be written ({error.strerror or error}): choose another path") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return xr.open_zarr(path, chunks=None, consolidated=False)[function.name]
 
 
 def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
+    """Write all blocks, or those that are missing where the same work was begun and killed."""
     samples, across = X.samples, function.across or _modes(function)
     coords: dict[str, Any] = {**samples.xarray_coords(), **across.xarray_coords()}
     shape, dims = (*samples.sizes, *across.sizes), (*samples.dims, *across.dims)
     if X.source.collections:  # chunks of Dask arrays come as they are: results are gathered, and written at once
+        shutil.rmtree(path, ignore_errors=True)
         values = gathered(X, function).reshape(shape)
         xr.Dataset({function.name: (dims, values)}, coords).to_zarr(path, consolidated=False)
         return
-    xr.Dataset(coords=coords).to_zarr(path, consolidated=False)
     inner = samples.sizes[1:]
     height = max(1, X.block_height // max(prod(inner), 1))
-    target = zarr.open_group(path, mode="r+").create_array(
-        function.name,
-        shape=shape,
-        chunks=(min(height, max(shape[0], 1)), *shape[1:]),
-        dtype=X.work_dtype,
-        dimension_names=dims,
-        fill_value=np.nan,
-    )
-    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner, across.sizes))
+    work = _work(X, function, height)
+    target, done = _begun(path, function.name, work)
+    if target is None:
+        shutil.rmtree(path, ignore_errors=True)
+        xr.Dataset(coords=coords).to_zarr(path, consolidated=False)
+        target = zarr.open_group(path, mode="r+").create_array(
+            function.name,
+            shape=shape,
+            chunks=(min(height, max(shape[0], 1)), *shape[1:]),
+            dtype=function.dtype(X.dtype),
+            dimension_names=dims,
+            fill_value=np.nan,
+            attributes={_WORK: work},
+        )
+    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner, across.sizes, done))
+    del target.attrs[_WORK]
+
+
+_WORK = "unfinished_work"
+
+
+def _begun(path: Path, name: str, work: str) -> tuple[Any, frozenset[int]]:
+    """The target of a run that was killed in the middle of the same work, and the chunks that it has; or None."""
+    try:
+        target = zarr.open_group(path, mode="r+", use_consolidated=False)[name]
+        if not isinstance(target, zarr.Array) or target.attrs.get(_WORK) != work:
+            return None, frozenset()
+    except (KeyError, OSError, ValueError):
+        return None, frozenset()
+    # A chunk is written under another name and renamed: one that is there is whole.
+    width = prod(-(-n // c) for n, c in zip(target.shape[1:], target.chunks[1:], strict=True))
+    root = path / name / "c"
+    chunks = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and not p.name.endswith(".partial")]
+    found = Counter(int(chunk.parts[0]) for chunk in chunks)
+    return target, frozenset(i for i, number in found.items() if number == width)
+
+
+def _work(X: Matrix, function: RowFunction, height: int) -> str:
+    """What tells whether two runs do the same: what is computed, from which entries, in which blocks."""
+    entries = stamp(X.source) or uuid.uuid4().hex  # entries that may have changed meanwhile are read from the start
+    fill = None if X.fill is None else X.fill.tobytes()
+    return hashlib.sha256(repr((function.identity, entries, X.shape, height, fill)).encode()).hexdigest()
 
 
 def _modes(function: RowFunction) -> Labels:

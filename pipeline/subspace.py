@@ -6,6 +6,7 @@ triplets Z v_i = s_i u_i. Everything here follows from the s_i, the v_i (rows of
 
 from __future__ import annotations
 
+import hashlib
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,9 +15,12 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from pipeline.errors import InputError
-from pipeline.kernels.blocks import working_dtype
+from pipeline.kernels.blocks import doubled, magnitudes, working_dtype
+from pipeline.kernels.em import imputed
+from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
 from pipeline.labels import Labels
 
@@ -133,8 +137,8 @@ class Subspace:
             return np.zeros(self.k)
         squares = np.square(self.singular_values, dtype=np.float64)
         if not self.centered:
-            middle = self.basis @ (np.where(self.present, self.mean, 0.0) * self.factor)
-            squares = np.maximum(squares - self.n_samples * middle**2, 0.0)
+            middle = self.basis.conj() @ (np.where(self.present, self.mean, 0.0) * self.factor)
+            squares = np.maximum(squares - self.n_samples * magnitudes(middle), 0.0)
         return squares / self.dof
 
     @property
@@ -158,7 +162,7 @@ class Subspace:
             When the numbers of features differ.
         """
         self._check_same_features(other)
-        return principal_angles(np.asarray(self.basis, np.float64), np.asarray(other.basis, np.float64))
+        return principal_angles(_wide(self.basis), _wide(other.basis))
 
     def align(self, other: Subspace) -> Subspace:
         """The same subspace with its components turned to lie as near as they can to those of `other`.
@@ -169,14 +173,14 @@ class Subspace:
         self._check_same_features(other)
         if other.k < self.k:
             raise InputError(f"cannot align {self.k} components to {other.k}: truncate({other.k}) first")
-        a, b = np.asarray(self.basis, np.float64), np.asarray(other.basis, np.float64)
-        u, _, vt = np.linalg.svd(b[: self.k] @ a.T)
+        a, b = _wide(self.basis), _wide(other.basis)
+        u, _, vt = np.linalg.svd(b[: self.k] @ a.conj().T)
         turn = u @ vt
         squares = np.square(self.singular_values, dtype=np.float64)
-        moments = (turn * squares) @ turn.T
-        values = np.sqrt(np.maximum(np.diag(moments), 0.0))
+        moments = (turn * squares) @ turn.conj().T
+        values = np.sqrt(np.maximum(np.diag(moments).real, 0.0))
         coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
-        outside = np.sqrt(turn**2 @ (self.residual * squares) ** 2)
+        outside = np.sqrt(magnitudes(turn) @ (self.residual * squares) ** 2)
         components = (turn @ np.where(self.present, self.components, 0)).astype(self.components.dtype)
         return replace(
             self,
@@ -220,26 +224,27 @@ class Subspace:
         n = self.n_samples + other.n_samples
         gap = (np.where(self.present, self.mean, 0.0) - np.where(other.present, other.mean, 0.0)) * self.factor
         shift = np.sqrt(self.n_samples * other.n_samples / n) if n else 0.0
-        rows = [s.singular_values[:, None] * np.asarray(s.basis, np.float64) for s in (self, other)]
+        rows = [s.singular_values[:, None] * _wide(s.basis) for s in (self, other)]
         if self.centered:
             rows.append(shift * gap[None, :])
         stacked = np.concatenate(rows)
         # The SVD of a few long rows through the QR of their transpose: d x r, never d x d.
-        q = orthonormal(stacked.T)
+        q = orthonormal(stacked.conj().T)
         _, values, vt = np.linalg.svd(stacked @ q, full_matrices=False)
-        spread = sum(s.total_variance * s.dof for s in (self, other)) + shift**2 * float(gap @ gap)
+        spread = sum(s.total_variance * s.dof for s in (self, other)) + shift**2 * float(np.vdot(gap, gap).real)
         mean = (self.n_samples * self.mean + other.n_samples * other.mean) / n if n else self.mean
         dof = max(n - 1.0, 0.0) if self.centered else n
         k = min(n_components or max(self.k, other.k), values.size)
         tail = self._tail() + other._tail()
-        components = (vt[:k] @ q.T).astype(self.components.dtype)
-        components = components * fix_signs(components)[:, None].astype(self.components.dtype)
+        dtype = _like(self.components.dtype, other.components)
+        components = (vt[:k] @ q.conj().T).astype(dtype)
+        components = components * fix_signs(components)[:, None].astype(dtype)
         squares = np.append(values**2, 0.0)
         room = squares[:k] - squares[1 : k + 1] - tail
         sine = np.divide(tail, room, out=np.ones(k), where=room > tail)
         return replace(
             self,
-            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
+            components=np.where(self.present, components, np.nan).astype(dtype),
             singular_values=values[:k],
             mean=mean,
             n_samples=n,
@@ -258,12 +263,13 @@ class Subspace:
 
     def of_rows(self, rows: np.ndarray) -> Subspace:
         """The exact, untruncated subspace of a few samples (m, d), with this one's weights, scale and centring."""
-        rows = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+        rows = rows.toarray() if hasattr(rows, "toarray") else np.atleast_2d(np.asarray(rows))
+        rows = rows.astype(doubled(rows.dtype), copy=False)
         self._check_width(rows)
         values = rows[:, self.present]
         if not np.isfinite(values).all():
             raise InputError("rows to update with hold NaN or Inf: fill or leave out those samples")
-        mean = np.full(self.n_features, np.nan)
+        mean = np.full(self.n_features, np.nan, rows.dtype)
         mean[self.present] = values.mean(axis=0) if len(rows) else 0.0
         spread = (np.where(self.present, rows, 0.0) - np.where(self.present, mean, 0.0)) * self.factor
         z = spread if self.centered else np.where(self.present, rows, 0.0) * self.factor
@@ -273,35 +279,82 @@ class Subspace:
             part,
             components=vt,
             singular_values=s,
-            total_variance=float(np.square(spread).sum() / part.dof) if part.dof else 0.0,
+            total_variance=float(magnitudes(spread).sum() / part.dof) if part.dof else 0.0,
             residual=np.zeros(s.size),
             angle_bounds=np.zeros(s.size),
         )
 
-    def project(self, rows: np.ndarray) -> np.ndarray:
-        """Scores (m, k) of samples (m, d) in the data's own units; float32 rows give float32 scores.
+    def project(self, rows: Any) -> np.ndarray:
+        """Scores (m, k) of samples (m, d) in the data's own units, (rows - mean) D components^H.
 
-        Features that the subspace does not have are ignored. Raises InputError when the width differs.
+        Rows of single precision give scores of single precision; sparse ones are not made dense. Features that the
+        subspace does not have are ignored. Raises InputError when the width differs.
         """
+        lens = self.basis.conj().T * self.factor[:, None]
+        if issparse(rows):
+            rows = SparseBlock(as_compressed(rows))
+        if hasattr(rows, "times"):
+            return self._project_implicit(rows, lens)
         rows = np.atleast_2d(np.asarray(rows))
         self._check_width(rows)
-        dtype = working_dtype(rows.dtype)
+        dtype = _like(working_dtype(rows.dtype), lens)
         # Subtract what the dtype can hold of the mean, then correct by the rest: nothing large cancels.
         pilot = self.offset.astype(dtype)
-        lens = self.basis.T * self.factor[:, None]
         rows = rows if self.present.all() else np.where(self.present, rows, 0)
         scores = (rows - pilot).astype(dtype, copy=False) @ lens.astype(dtype)
         return scores - ((self.offset - pilot) @ lens).astype(dtype)
+
+    def _project_implicit(self, rows: ImplicitBlock, lens: np.ndarray) -> np.ndarray:
+        if rows.shape[1] != self.n_features:
+            raise InputError(f"rows of shape {rows.shape}: the subspace has {self.n_features} features")
+        # Features that the subspace does not have may hold NaN, which a zero in the lens does not take away.
+        lens = lens.astype(doubled(lens.dtype), copy=False)
+        return rows.without(~self.present).times(lens) - self.offset @ lens
+
+    def expected(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (m, d) with the value in the place of each NaN that probabilistic PCA expects, given the others.
+
+        The model is that of the subspace in closed form (Tipping and Bishop 1999); features that the subspace does not
+        have are left as they are.
+        """
+        missing = np.isnan(rows) & self.present
+        holes = missing.any(axis=1)
+        if not holes.any():
+            return rows
+        if "c" in (rows.dtype.kind, self.components.dtype.kind):
+            raise InputError("complex rows have missing entries: missing='em' needs real numbers")
+        n, some = max(self.n_samples, 1.0), np.flatnonzero(holes)
+        variances = np.square(self.singular_values) / n
+        energy = self.total_variance * self.dof / n
+        if not self.centered:
+            energy += float(np.square(np.where(self.present, self.mean, 0.0) * self.factor).sum())
+        left = int(self.present.sum()) - self.k
+        noise = max((energy - float(variances.sum())) / left if left > 0 else 0.0, 1e-12 * energy, 1e-300)
+        loadings = self.basis.T.astype(np.float64) * np.sqrt(np.maximum(variances - noise, 0.0))
+        seen = (~missing[some] & self.present & (self.factor != 0)).astype(np.float64)
+        z = np.where(seen > 0, (rows[some] - self.offset) * self.factor, 0.0)
+        stretch = np.divide(1.0, self.factor, out=np.zeros_like(self.factor), where=self.factor != 0)
+        values = imputed(z, seen, loadings, noise) * stretch + self.offset
+        filled = rows.copy()
+        filled[some] = np.where(missing[some], values, rows[some])
+        return filled
 
     def reconstruct(self, scores: np.ndarray) -> np.ndarray:
         """Samples (m, d) in the data's own units from scores (m, k); NaN where there is no feature."""
         scores = np.atleast_2d(np.asarray(scores))
         if scores.shape[1] != self.k:
             raise InputError(f"scores have {scores.shape[1]} columns, the subspace has {self.k} components")
-        dtype = np.float32 if scores.dtype == np.float32 else np.float64
+        dtype = _like(working_dtype(scores.dtype), self.components)
         stretch = np.divide(1.0, self.factor, out=np.zeros_like(self.factor), where=self.factor != 0)
-        rows = scores.astype(dtype) @ self.basis.astype(dtype) * stretch.astype(dtype) + self.offset.astype(dtype)
+        rows = scores.astype(dtype) @ (self.basis * stretch).astype(dtype) + self.offset.astype(dtype)
         return rows if self.present.all() else np.where(self.present, rows, np.nan).astype(dtype)
+
+    def fingerprint(self) -> str:
+        """A digest of all that scores depend on: equal for equal subspaces, whatever their provenance."""
+        digest = hashlib.sha256(f"{self.components.dtype}{self.components.shape}{self.centered}".encode())
+        for values in (self.components, self.singular_values, self.mean, self.scale, self.weights):
+            digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def save(self, store: str | PathLike[str], overwrite: bool = False) -> None:
         """Write to a Zarr v3 store, whole or not at all (see `pipeline.store.save`)."""
@@ -364,7 +417,7 @@ class Subspace:
         squares = np.square(self.singular_values, dtype=np.float64)
         energy = self.total_variance * self.dof
         if not self.centered:
-            energy += self.n_samples * float(np.square(np.where(self.present, self.mean, 0) * self.factor).sum())
+            energy += self.n_samples * float(magnitudes(np.where(self.present, self.mean, 0) * self.factor).sum())
         rest = max(energy - float(squares.sum()), 0.0) + 1e-14 * energy
         return min(rest, float(squares.min(initial=np.inf))) + float(np.max(self.residual * squares, initial=0.0))
 
@@ -393,6 +446,15 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return False
     return bool(a == b)
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, doubled(values.dtype))
+
+
+def _like(dtype: np.dtype[Any], other: np.ndarray) -> np.dtype[Any]:
+    """The dtype, complex where the other values are."""
+    return np.result_type(dtype, np.complex64) if other.dtype.kind == "c" else dtype
 
 
 def _open(angle: float) -> bool:

@@ -1,6 +1,7 @@
 """`walk`: the one place that turns a fold into Dask tasks.
 
-A task reads a run of consecutive blocks into one buffer that it owns and sums them up; a tree combines the sums.
+A task reads a run of consecutive blocks into one buffer that it owns and sums them up; a tree combines the sums. Blocks
+that are kept for further passes are read by tasks of their own, whose results Dask holds.
 A pass over m blocks is at most m tasks and their tree, on whatever scheduler is active.
 """
 
@@ -9,11 +10,11 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import dask
@@ -25,7 +26,10 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
-from pipeline.fold import Fold, Tally
+from pipeline.allocator import memory_is_reused
+from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
+from pipeline.folds.implicit import implicit_block, takes_implicit
+from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
 
@@ -70,7 +74,13 @@ def locally() -> bool:
 
 
 def walk(
-    matrix: Matrix, fold: Fold[Any], *, summary_bytes: int = 0, pass_number: int = 1, passes: int | None = None
+    matrix: Matrix,
+    fold: Fold[Any],
+    *,
+    summary_bytes: int = 0,
+    pass_number: int = 1,
+    passes: int | None = None,
+    keep: Keep | None = None,
 ) -> tuple[Any, Tally]:
     """Fold all blocks of a matrix.
 
@@ -84,6 +94,8 @@ def walk(
         Size of a summary: few large ones, or more small ones, are combined.
     pass_number, passes : int
         What a listener is told.
+    keep : Keep, optional
+        Blocks that stay decoded for the next walk; they are read in the first one that can use them.
 
     Returns
     -------
@@ -94,44 +106,103 @@ def walk(
     PipelineError
         Whatever a block raises.
     """
+    if getattr(fold, "unfilled", False):
+        matrix = replace(matrix, fill=None)
     at_work = crew()
-    runs = _runs(matrix.n_blocks, at_work.threads * (1 if summary_bytes > _LARGE_SUMMARY else 8))
-    token = uuid.uuid4().hex
-    root, graph = _graph(matrix, fold, runs, token, ship=not locally())
+    few = summary_bytes > _LARGE_SUMMARY
+    if implicitly(fold, matrix):  # where little is stored, summaries are soon the larger part
+        few = few or 8 * at_work.threads * summary_bytes > matrix.bytes_a_pass
+    # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
+    ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
+    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else 8))
+    lengths = [0] * len(runs)
+    if keep is not None and isinstance(fold, Preparing):
+        lengths = keep.lengths(runs, matrix.block_height * matrix.shape[1 - matrix.side] * fold.dtype.itemsize)
+    walked = _Walk(matrix, fold, runs, lengths, uuid.uuid4().hex)
     heard = _listener(matrix, pass_number, passes)
     started = time.perf_counter()
     if at_work.client is not None:
-        with _told_by_workers(at_work.client, token, heard):
-            summary, tally = _on_cluster(at_work.client, Delayed(root, graph, layer="walk-" + token))
+        with _told_by_workers(at_work.client, walked.token, heard):
+            kept, fresh = walked.kept(keep)
+            summary, tally = _on_cluster(at_work.client, walked.job(kept, fresh))
     else:
-        sizes = {("fold-" + token, i): int(matrix.cuts[b] - matrix.cuts[a]) for i, (a, b) in enumerate(runs)}
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
-        with threadpool_limits(limit), _told_by_tasks(sizes, heard):
-            ((summary, tally),) = dask.compute(Delayed(root, graph, layer="walk-" + token), optimize_graph=False)
+        with threadpool_limits(limit), _told_by_tasks(walked.sizes, heard):
+            kept, fresh = walked.kept(keep)
+            ((summary, tally),) = dask.compute(walked.job(kept, fresh), optimize_graph=False)
     heard(int(matrix.cuts[-1]))
-    return summary, replace(tally, nbytes=matrix.bytes_a_pass, seconds=time.perf_counter() - started)
+    nbytes = walked.bytes_beside if kept and not fresh else matrix.bytes_a_pass
+    return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
 
-def summarise(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str) -> tuple[Any, Tally]:
-    """The task: fold the blocks between the cuts, one after the other, in one buffer."""
-    say = _voice(token)
-    start = int(cuts[0])
-    if inputs is not None:
-        matrix = replace(matrix, source=matrix.source.given(matrix.side, start, inputs))
-    across = matrix.shape[1 - matrix.side]
-    buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype)
+@memory_is_reused()
+def summarise(
+    fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str, run: Run | None, fresh: bool
+) -> tuple[Any, Tally]:
+    """The task: fold the kept blocks of a run, then those between the cuts, read one after the other into one buffer.
+
+    Where the run is `fresh` its reading is part of this walk, and the half of what there is to tell has been told.
+    """
+    say, held, implicit = _voice(token), None, implicitly(fold, matrix)
     scratch: dict[str, np.ndarray] = {}
-    held, reading, computing = None, 0.0, 0.0
+    kept = run.blocks if run else ()
+    reading, computing, done = run.seconds if run and fresh else 0.0, 0.0, 0
+    for at, x, seconds in chain(kept, _blocks(fold, matrix, cuts, inputs, first=kept[0].x if kept else None)):
+        started = time.perf_counter()
+        held = implicit_block(fold, x, at, held) if implicit else fold.block(x, at, held, scratch)
+        computing += time.perf_counter() - started
+        reading += seconds
+        done += 1
+        say((at[1] - at[0]) / (2 if fresh and done <= len(kept) else 1))
+    return held, Tally(done, 0, reading, computing)
+
+
+@memory_is_reused()
+def read_run(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str) -> Run:
+    """The task: read the blocks between the cuts and make them ready, to be kept."""
+    say, blocks = _voice(token), []
+    for block in _blocks(fold, matrix, cuts, inputs, reuse=False):
+        blocks.append(block)
+        say((block.at[1] - block.at[0]) / 2)
+    return Run(tuple(b._replace(seconds=0.0) for b in blocks), sum(b.seconds for b in blocks))
+
+
+def _blocks(
+    fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, first: Any = None, reuse: bool = True
+) -> Iterator[Block]:
+    """The blocks between the cuts, made ready: in one buffer that is used again and again, or each in its own."""
+    if inputs is not None:
+        matrix = replace(matrix, source=matrix.source.given(matrix.side, int(cuts[0]), inputs))
+    if implicitly(fold, matrix):
+        yield from _implicit_blocks(fold, matrix, cuts)
+        return
+    across = matrix.shape[1 - matrix.side]
+    buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype) if reuse and len(cuts) > 1 else None
     for a, b in pairwise(cuts.tolist()):
-        t0 = time.perf_counter()
-        out = buffer[: (b - a) * across].reshape((b - a, across) if matrix.side == 0 else (across, b - a))
-        x = matrix.read_range(a, b, out)
-        t1 = time.perf_counter()
-        held = fold.block(x, (a, b), held, scratch)
-        t2 = time.perf_counter()
-        reading, computing = reading + t1 - t0, computing + t2 - t1
-        say(b - a)
-    return held, Tally(len(cuts) - 1, 0, reading, computing)
+        if isinstance(fold, Skipping) and fold.skips((a, b)):
+            continue
+        started, size = time.perf_counter(), (b - a) * across
+        flat = np.empty(size, fold.dtype) if buffer is None else buffer[:size]
+        x = matrix.read_range(a, b, flat.reshape((b - a, across) if matrix.side == 0 else (across, b - a)))
+        x = ready(fold, x, (a, b), first)
+        first = x if first is None else first
+        yield Block((a, b), x, time.perf_counter() - started)
+
+
+def _implicit_blocks(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray) -> Iterator[Block]:
+    """The same for blocks that are never made dense: several are read together, as little is stored of each."""
+    joined = cuts if isinstance(fold, Skipping) or len(cuts) < 2 else matrix.together(cuts)
+    for a, b in pairwise(joined.tolist()):
+        if isinstance(fold, Skipping) and fold.skips((a, b)):
+            continue
+        started = time.perf_counter()
+        x = matrix.read_implicit(a, b)
+        yield Block((a, b), x, time.perf_counter() - started)
+
+
+def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
+    """Whether blocks are not made dense: neither does the matrix store them so, nor the fold ask for it."""
+    return matrix.source.implicit and takes_implicit(fold)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
@@ -139,38 +210,108 @@ def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
     return reduce(lambda a, b: (fold.combine(a[0], b[0]), a[1] + b[1]), parts)
 
 
+def _ships(matrix: Matrix) -> bool:
+    """Whether entries are sent to the tasks: those in this process's memory, and the chunks of Dask arrays."""
+    source = matrix.source
+    return bool(source.collections) or (source.held and not locally())
+
+
 def _runs(n_blocks: int, tasks: int) -> list[tuple[int, int]]:
     edges = np.unique(np.linspace(0, n_blocks, min(n_blocks, tasks) + 1).round().astype(int)).tolist()
     return list(pairwise(edges))
 
 
-def _graph(
-    matrix: Matrix, fold: Fold[Any], runs: list[tuple[int, int]], token: str, ship: bool
-) -> tuple[Any, HighLevelGraph]:
-    source, collections = matrix.source, matrix.source.collections
-    ship = ship or bool(collections)
-    # What is sent to every task is a small matrix: data in this process's memory goes along piece by piece.
-    small = replace(matrix, source=source.hollow()) if ship else matrix
-    names = {what: f"{what}-{token}" for what in ("matrix", "fold", "merge")}
-    layer: dict[Any, Any] = {names["matrix"]: small, "context-" + token: fold}
-    level: list[Any] = []
-    for i, (a, b) in enumerate(runs):
-        cuts = matrix.cuts[a : b + 1]
-        inputs = source.inputs(matrix.side, int(cuts[0]), int(cuts[-1])) if ship else None
-        layer[names["fold"], i] = (summarise, "context-" + token, names["matrix"], cuts, inputs, token)
-        level.append((names["fold"], i))
-    depth = 0
-    while len(level) > 1:
-        groups = [level[i : i + _FAN_IN] for i in range(0, len(level), _FAN_IN)]
-        level = [(names["merge"], depth, i) for i in range(len(groups))]
-        layer |= {key: (merge, "context-" + token, group) for key, group in zip(level, groups, strict=True)}
-        depth += 1
-    name = "walk-" + token
-    return level[0], HighLevelGraph.from_collections(name, layer, dependencies=list(collections))
+@dataclass(frozen=True)
+class _Walk:
+    """A walk about to become tasks: runs of blocks, in part kept, and the names that its tasks have."""
+
+    matrix: Matrix
+    fold: Fold[Any]
+    runs: list[tuple[int, int]]
+    lengths: list[int]
+    """Blocks of each run that are kept."""
+    token: str
+
+    @property
+    def sizes(self) -> dict[Any, float]:
+        """Positions of the walked side that are done when a task is."""
+        cuts = self.matrix.cuts
+        sizes = {("fold-" + self.token, i): float(cuts[b] - cuts[a]) for i, (a, b) in enumerate(self.runs)}
+        for i, ((a, _), kept) in enumerate(zip(self.runs, self.lengths, strict=True)):
+            half = float(cuts[a + kept] - cuts[a]) / 2
+            sizes |= {("read-" + self.token, i): half, ("fold-" + self.token, i): sizes["fold-" + self.token, i] - half}
+        return sizes
+
+    @property
+    def bytes_beside(self) -> int:
+        """Decoded bytes of what is not kept."""
+        X = self.matrix
+        parts = (X.cuts[a + kept : b + 1] for (a, b), kept in zip(self.runs, self.lengths, strict=True))
+        return sum(X.source.touched(X.side, cuts) for cuts in parts if len(cuts) > 1)
+
+    def kept(self, keep: Keep | None) -> tuple[dict[int, Delayed], bool]:
+        """The runs of blocks that are kept, and whether they are read in this walk."""
+        if keep is None or not any(self.lengths) or not isinstance(self.fold, Preparing):
+            return {}, False
+        cut = self.matrix.side, tuple(self.runs), tuple(self.lengths)
+        return keep.take((self.fold.readiness, self.fold.dtype, cut), self._read)
+
+    def _read(self) -> dict[int, Delayed]:
+        name = "read-" + self.token
+        layer = self._shared()
+        for i, ((a, _), kept) in enumerate(zip(self.runs, self.lengths, strict=True)):
+            if kept:
+                layer[name, i] = (read_run, *self._stretch(a, a + kept))
+        graph = self._collected(name, layer)
+        numbers = [i for i, kept in enumerate(self.lengths) if kept]
+        with _large_graphs():
+            runs = dask.persist(*(Delayed((name, i), graph, layer=name) for i in numbers), optimize_graph=False)
+        return dict(zip(numbers, runs, strict=True))
+
+    def job(self, kept: Mapping[int, Delayed], fresh: bool) -> Delayed:
+        """The summary and the tally of all blocks."""
+        name, merges = "fold-" + self.token, "merge-" + self.token
+        layer = self._shared()
+        level: list[Any] = []
+        for i, (a, b) in enumerate(self.runs):
+            run = kept[i].key if i in kept else None
+            start = a + self.lengths[i] if i in kept else a
+            layer[name, i] = (summarise, *self._stretch(start, b), run, fresh)
+            level.append((name, i))
+        depth = 0
+        while len(level) > 1:
+            groups = [level[i : i + _FAN_IN] for i in range(0, len(level), _FAN_IN)]
+            level = [(merges, depth, i) for i in range(len(groups))]
+            layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
+            depth += 1
+        return Delayed(
+            level[0], self._collected("walk-" + self.token, layer, *kept.values()), layer="walk-" + self.token
+        )
+
+    def _shared(self) -> dict[Any, Any]:
+        """What every task gets: the fold, and a matrix that is small."""
+        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if _ships(self.matrix) else self.matrix
+        return {"matrix-" + self.token: matrix, "context-" + self.token: self.fold}
+
+    def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
+        """The arguments of a task for blocks [a, b)."""
+        cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
+        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if _ships(self.matrix) and b > a else None
+        return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
+
+    def _collected(self, name: str, layer: dict[Any, Any], *kept: Delayed) -> HighLevelGraph:
+        return HighLevelGraph.from_collections(name, layer, dependencies=[*self.matrix.source.collections, *kept])
+
+
+@contextmanager
+def _large_graphs() -> Iterator[None]:
+    """Data in this process's memory travels with the graph, however large it is."""
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "2GB"}):
+        yield
 
 
 def _on_cluster(client: Any, job: Delayed) -> Any:
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "2GB"}):
+    with _large_graphs():
         future = client.compute(job, optimize_graph=False)
     try:
         return future.result()
@@ -178,11 +319,11 @@ def _on_cluster(client: Any, job: Delayed) -> Any:
         future.cancel()
 
 
-def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[[int], None]:
+def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[[float], None]:
     hear = listener()
-    done, length = 0, max(int(matrix.cuts[-1]), 1)
+    done, length = 0.0, max(int(matrix.cuts[-1]), 1)
 
-    def heard(positions: int) -> None:
+    def heard(positions: float) -> None:
         nonlocal done
         done += positions
         if hear is not None:
@@ -195,7 +336,7 @@ def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[
 
 
 @contextmanager
-def _told_by_tasks(sizes: dict[Any, int], heard: Callable[[int], None]) -> Iterator[None]:
+def _told_by_tasks(sizes: dict[Any, float], heard: Callable[[float], None]) -> Iterator[None]:
     """Local schedulers: Dask says when a task is done."""
 
     def posttask(key: Any, *_: Any) -> None:
@@ -208,20 +349,20 @@ def _told_by_tasks(sizes: dict[Any, int], heard: Callable[[int], None]) -> Itera
 
 
 @contextmanager
-def _told_by_workers(client: Any, token: str, heard: Callable[[int], None]) -> Iterator[None]:
+def _told_by_workers(client: Any, token: str, heard: Callable[[float], None]) -> Iterator[None]:
     """A cluster: workers log how many rows they have done."""
     if listener() is None:
         yield
         return
     heard(0)
-    client.subscribe_topic(token, lambda event: heard(int(event[1])))
+    client.subscribe_topic(token, lambda event: heard(float(event[1])))
     try:
         yield
     finally:
         client.unsubscribe_topic(token)
 
 
-def _voice(token: str) -> Callable[[int], None]:
+def _voice(token: str) -> Callable[[float], None]:
     """How a task on a worker says what it has done, a few times a second; elsewhere nothing needs saying."""
     if "distributed.worker" not in sys.modules:
         return lambda positions: None
@@ -231,12 +372,12 @@ def _voice(token: str) -> Callable[[int], None]:
         worker = get_worker()
     except ValueError:
         return lambda positions: None
-    state = [time.monotonic(), 0]
+    state = [time.monotonic(), 0.0]
 
-    def say(positions: int) -> None:
+    def say(positions: float) -> None:
         state[1] += positions
         if time.monotonic() - state[0] > _TELL_EVERY:
-            worker.log_event(token, int(state[1]))
-            state[0], state[1] = time.monotonic(), 0
+            worker.log_event(token, state[1])
+            state[0], state[1] = time.monotonic(), 0.0
 
     return say

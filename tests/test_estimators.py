@@ -430,7 +430,6 @@ def test_data_that_cannot_be_fitted_says_why() -> None:
         (np.float64(3), "0D|dim|scalar"),
         ([[1, "a"], [2, "b"]], "string|numeric|convert"),
         (np.array([["a", "b"], ["c", "d"]]), "string|numeric|convert|numbers"),
-        (np.ones((3, 3)) * 1j, "Complex"),
         (np.full((4, 3), np.nan), "NaN|no feature|nothing"),
         ([[1, 2], [3]], "inhomogeneous|shape"),
         (None, "None|dim|array"),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.fold import ready
 from pipeline.folds import ColumnProduct, Defects, RowMeans, RowMoments, RowProduct, Standard
 
 RNG = np.random.default_rng(2)
@@ -48,7 +49,10 @@ FOLDS = {
 
 def summarised(fold, x: np.ndarray, start: int, stop: int, held=None, scratch=None):
     part = x[start:stop] if fold.side == 0 else x[:, start:stop]
-    return fold.block(part.copy(), (start, stop), held, {} if scratch is None else scratch)
+    scratch = {} if scratch is None else scratch
+    x = ready(fold, part.copy(), (start, stop), scratch.get("first"))
+    scratch.setdefault("first", x)
+    return fold.block(x, (start, stop), held, scratch)
 
 
 def same(a, b) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -10,6 +12,7 @@ import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
 from pipeline import PCA, open_matrix, plan
+from pipeline.sources.grid import Grid
 
 
 class Counting(WrapperStore):
@@ -100,3 +103,85 @@ def test_transform_reads_once_and_open_matrix_reads_nothing() -> None:
     assert not store.reads
     model.transform(X)
     assert set(store.reads.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("solver", "shape", "chunks"), [("krylov", (6000, 100), (500, 100)), ("dual_gram", (100, 6000), (100, 500))]
+)
+def test_blocks_that_are_kept_are_read_once(solver: str, shape: tuple[int, int], chunks: tuple[int, int]) -> None:
+    store = stored(chunks, shape)
+    X, model = open_matrix(zarr.open_array(store)), PCA(4, solver=solver)
+    expected = model.fit(X.read_range(0, shape[0])).transform(X.read_range(0, shape[0]))
+    store.reads.clear()
+    scores = model.fit_transform(X)
+    assert model.plan_.blocks_kept == model.plan_.n_blocks
+    assert set(store.reads.values()) == {1}
+    assert model.plan_.bytes_read == X.nbytes
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
+    store = stored((500, 100), (6000, 100))
+    X, roomy = open_matrix(zarr.open_array(store)), PCA(4, solver="krylov")
+    everything = plan(X, roomy)
+    limit = everything.peak_memory - everything.blocks_kept * everything.block_rows * 800 // 2
+    tight = plan(X, PCA(4, solver="krylov", memory_limit=limit))
+    model = PCA(4, solver="krylov", memory_limit=limit).fit(X)
+    assert 0 < tight.blocks_kept < everything.blocks_kept
+    assert tight.peak_memory <= limit
+    assert sum(store.reads.values()) * 500 * 800 == tight.bytes_read
+    np.testing.assert_allclose(model.components_, roomy.fit(X).components_, atol=1e-9)
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from pipeline import PCA
+from pipeline.rowwise import _Write
+
+write, written = _Write.block, []
+
+def block(self, *args):
+    written.append(write(self, *args))
+    if len(written) == 5:
+        os.kill(os.getpid(), 9)
+    return written[-1]
+
+_Write.block = block
+PCA(3).fit(sys.argv[1]).transform(sys.argv[1], out=sys.argv[2])
+"""
+
+
+def test_scores_go_on_where_a_killed_run_ended(tmp_path, monkeypatch) -> None:
+    source, out = str(tmp_path / "x.zarr"), tmp_path / "scores.zarr"
+    x = np.random.default_rng(0).standard_normal((40_000, 20))
+    zarr.create_array(source, data=x, chunks=(2_500, 20))
+    ended = subprocess.run([sys.executable, "-c", KILLED, source, str(out)], check=False)
+    assert ended.returncode == -9
+    assert not out.exists()
+    model, read = PCA(3).fit(source), Grid.read
+    rows: list[int] = []
+    monkeypatch.setattr(Grid, "read", lambda self, r, c, out=None: (rows.append(r[1] - r[0]), read(self, r, c, out))[1])
+    scores = model.transform(source, out=out)
+    assert sum(rows) <= 40_000 - 4 * 2_500
+    np.testing.assert_allclose(scores, model.transform(x), atol=1e-12)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_scores_of_other_data_do_not_mix_with_those_of_a_killed_run(tmp_path) -> None:
+    source, out = str(tmp_path / "x.zarr"), tmp_path / "scores.zarr"
+    x = np.random.default_rng(0).standard_normal((40_000, 20))
+    stored = zarr.create_array(source, data=x, chunks=(2_500, 20))
+    subprocess.run([sys.executable, "-c", KILLED, source, str(out)], check=False)
+    stored[:2_500] = x[:2_500] = 2 * x[:2_500]
+    model = PCA(3).fit(source)
+    np.testing.assert_allclose(model.transform(source, out=out), model.transform(x), atol=1e-12)
+
+
+def test_left_singular_vectors_are_those_of_the_centred_data() -> None:
+    x = np.random.default_rng(1).standard_normal((60, 8))
+    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    model = PCA(8).fit(x)
+    left = model.left_singular_vectors(x)
+    np.testing.assert_allclose(np.abs(u.T @ left), np.eye(8), atol=1e-10)
+    np.testing.assert_allclose(model.singular_values_, s)

@@ -8,13 +8,17 @@ from os import PathLike
 from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.driver import check_entries, solve
+from pipeline.adjoint import check_operator
+from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.keep import Keep
+from pipeline.kernels.blocks import magnitudes
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan, Prepared, prepare
@@ -71,27 +75,54 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ConvergenceError
             When `tol` cannot be met.
         """
-        settings = self.settings()
+        if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
+            raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
+        self._found(open_for_fit(self, X), with_scores=False)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Find the components of X and give its scores; stored blocks that are kept are not read again for these.
+
+        Takes, gives and raises what `fit` and `transform` do.
+        """
+        if fit_params or isinstance(X, xr.DataArray | xr.Dataset):  # labels are for the doors of these two
+            return self.fit(X, y, **fit_params).transform(X)
         matrix = open_for_fit(self, X)
+        source, plain = matrix.source, matrix.work_dtype.kind == "f" and self.missing != "em"
+        if source.held or source.implicit or source.collections or matrix.sample_weights is not None or not plain:
+            return self.fit(X, y).transform(X)
+        return self._found(matrix, with_scores=True)
+
+    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
+        settings = self.settings()
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
-        self._fit(matrix)
-        return self
-
-    def prepare(self, matrix: Matrix) -> Prepared:
-        """The plan of a fit, and what it is carried out with; raises as `plan` does."""
-        return prepare(matrix, self.settings(), self.solver, self.memory_limit)
-
-    def _fit(self, matrix: Matrix) -> None:
         if 0 in matrix.shape:
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = self.prepare(matrix)
-        subspace = solve(ready.matrix, ready.solver)
-        self.plan_ = ready.plan
-        self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+        ready = self.prepare(matrix, with_scores)
+        check_operator(matrix)
+        keep = Keep(ready.keep)
+        try:
+            subspace = solve(ready.matrix, ready.solver, keep)
+            self.plan_ = ready.plan
+            self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
+            return self._whitened(self._scores(ready, keep)) if with_scores else None
+        finally:
+            keep.release()
+
+    def prepare(self, matrix: Matrix, with_scores: bool = False) -> Prepared:
+        """The plan of a fit, and what it is carried out with; raises as `plan` does."""
+        return prepare(matrix, self.settings(), self.solver, self.memory_limit, with_scores)
+
+    def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
+        X, found = ready.matrix, self.subspace_
+        return scores(X.filled(found.mean) if self.missing == "mean" else X, ready.solver, found, keep)
+
+    def _whitened(self, scores: np.ndarray) -> np.ndarray:
+        return scores
 
     def _keep(self, subspace: Subspace) -> None:
         self.subspace_ = subspace
@@ -133,6 +164,14 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         check_is_fitted(self)
         return self._rowwise(X, self._project, "scores", self.subspace_.k, out, overwrite)
 
+    def left_singular_vectors(self, X: Any, out: str | PathLike[str] | None = None, overwrite: bool = False) -> Any:
+        """Scores of X divided by the singular values: for the X of the fit, orthonormal columns (n, k).
+
+        Takes, gives and raises what `transform` does; zeros where a singular value is zero.
+        """
+        check_is_fitted(self)
+        return self._rowwise(X, partial(_left_vectors, self.subspace_), "left", self.subspace_.k, out, overwrite)
+
     def inverse_transform(self, Z: Any) -> Any:
         """Samples in the data's own units from scores (n, k), in the kind of container that the scores are."""
         check_is_fitted(self)
@@ -147,7 +186,19 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
     ) -> Any:
         fill = self.subspace_.mean if self.missing == "mean" else None
-        return self._applied(X, RowFunction(apply, width, name, self.subspace_.present, fill), out, overwrite)
+        if self.missing == "em":
+            apply = partial(_of_expected, apply, self.subspace_)
+        function = RowFunction(
+            apply,
+            width,
+            name,
+            self.subspace_.present,
+            fill,
+            f"{type(self).__name__} {self.get_params()} {self.subspace_.fingerprint()}",
+            implicit=name == "scores" and self.missing != "em",
+            complex=self.subspace_.components.dtype.kind == "c",
+        )
+        return self._applied(X, function, out, overwrite)
 
     def _applied(self, X: Any, function: RowFunction, out: Any = None, overwrite: bool = False) -> Any:
         fill = function.fill
@@ -157,7 +208,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return written(self.matrix(X), function, out, overwrite)
         except NonfiniteError as error:
             matrix = self.matrix(X)
-            check_entries(matrix if fill is None else matrix.filled(fill), self.subspace_.present)
+            known = self.subspace_.mean if self.missing == "em" else fill
+            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:
@@ -181,7 +233,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
-        tags.input_tags.allow_nan = self.missing == "mean"
+        tags.input_tags.allow_nan = self.missing != "error"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -214,8 +266,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         isinstance(tol, int | float | np.number) and not isinstance(tol, bool) and 0 < tol <= 1
     ):
         raise InputError(f"tol={tol!r}: give a bound on a sine, above 0 and at most 1, or None")
-    if estimator.missing not in ("error", "mean"):
-        raise InputError(f"missing={estimator.missing!r}: choose 'error' or 'mean'")
+    if estimator.missing not in ("error", "mean", "em"):
+        raise InputError(f"missing={estimator.missing!r}: choose 'error', 'mean' or 'em'")
     if not isinstance(estimator.solver, str):
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
@@ -232,9 +284,19 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
     )
 
 
+def _of_expected(apply: RowKernel, subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    """A function of rows in which what is missing is what probabilistic PCA expects there, given what is seen."""
+    return apply(subspace.expected(rows))
+
+
+def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    scores, values = subspace.project(rows), subspace.singular_values
+    return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
+
+
 def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     scores = subspace.project(rows)
     dtype = scores.dtype
     z = np.where(subspace.present, rows, 0) if not subspace.present.all() else rows
     z = ((z - subspace.offset) * subspace.factor).astype(dtype, copy=False) - scores @ subspace.basis.astype(dtype)
-    return np.einsum("ij,ij->i", z, z)
+    return magnitudes(z).sum(axis=1)

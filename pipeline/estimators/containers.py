@@ -29,12 +29,15 @@ __all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_fr
 def open_for_fit(estimator: Any, X: Any) -> Matrix:
     """The Matrix of the training data; sets `n_features_in_` and `feature_names_in_` as scikit-learn does."""
     if _in_memory(X):
-        return _table(estimator, X, reset=True)
+        return _called(estimator, _table(estimator, X, reset=True))
     matrix = open_matrix(X)
     estimator.n_features_in_ = matrix.shape[1]
     if hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
-    return matrix
+    names = _text(matrix.features)
+    if names is not None:
+        estimator.feature_names_in_ = names
+    return _called(estimator, matrix)
 
 
 def matrix_like(estimator: Any, X: Any, subspace: Subspace) -> Matrix:
@@ -48,7 +51,17 @@ def matrix_like(estimator: Any, X: Any, subspace: Subspace) -> Matrix:
         matrix = X if isinstance(X, Matrix) else _opened(_ordered(X, subspace), subspace)
     _check_width(matrix.shape[1], subspace, estimator)
     _check_places(matrix, subspace.features)
-    return matrix
+    return _called(estimator, matrix)
+
+
+def missing_call(estimator: Any, dtype: np.dtype[Any]) -> float | None:
+    """What stands for a missing entry beside NaN: -1 among counts of alleles that are integers."""
+    return -1.0 if getattr(estimator, "scale", None) == "genotype" and dtype.kind == "i" else None
+
+
+def _called(estimator: Any, matrix: Matrix) -> Matrix:
+    code = missing_call(estimator, matrix.dtype)
+    return matrix if code is None else matrix.coded(code)
 
 
 def apply_rows(estimator: Any, X: Any, subspace: Subspace, function: RowFunction) -> Any:
@@ -59,6 +72,7 @@ def apply_rows(estimator: Any, X: Any, subspace: Subspace, function: RowFunction
                 f"the dask array has {X.ndim} dim(s): a matrix needs samples and features, so at least two"
             )
         _check_width(prod(X.shape[1:]), subspace, estimator)
+        function = replace(function, code=missing_call(estimator, X.dtype))
         return lazy(X, function, (0,), tuple(range(1, X.ndim)))
     X = _ordered(X, subspace)
     matrix = matrix_like(estimator, X, subspace)
@@ -68,7 +82,8 @@ def apply_rows(estimator: Any, X: Any, subspace: Subspace, function: RowFunction
     modes = ("mode",) * bool(function.width)
     if dask.is_dask_collection(X):
         wide = _wide(X, samples.dims, subspace.features)
-        values = lazy(wide, function, tuple(range(len(samples.dims))), tuple(range(len(samples.dims), wide.ndim)))
+        coded = replace(function, code=missing_call(estimator, wide.dtype))
+        values = lazy(wide, coded, tuple(range(len(samples.dims))), tuple(range(len(samples.dims), wide.ndim)))
     else:
         values = gathered(matrix, function).reshape(*samples.sizes, *((function.width,) if modes else ()))
     scores = xr.DataArray(values, _sample_coords(X, samples.dims), (*samples.dims, *modes), name=function.name)
@@ -89,13 +104,13 @@ def rows_from_scores(subspace: Subspace, Z: Any, restore: RowKernel) -> Any:
         return rows.assign_coords(features.xarray_coords())
     if not isinstance(Z, da.Array):
         Z = np.atleast_2d(Z.toarray() if hasattr(Z, "toarray") else np.asarray(Z))
-    if Z.dtype.kind not in "biuf":
+    if Z.dtype.kind not in "biufc":
         raise InputError(f"scores hold {Z.dtype}, not numbers")
     if Z.ndim != 2 or Z.shape[1] != subspace.k:
         raise InputError(f"scores of shape {Z.shape}: {subspace.k} columns are needed, one a component")
     if isinstance(Z, np.ndarray):
         return restore(Z)
-    dtype = np.dtype(np.float32 if Z.dtype == np.float32 else np.float64)
+    dtype = restore(np.zeros((1, subspace.k), Z.dtype)).dtype
     return da.blockwise(
         _restored,
         "if",
@@ -114,13 +129,22 @@ def _restored(scores: np.ndarray, restore: RowKernel) -> np.ndarray:
 
 def column_names(subspace: Subspace) -> np.ndarray | None:
     """The names of the columns, where a subspace was fitted to a table that has them."""
-    coord = subspace.features.coords.get("feature") if subspace.features else None
+    return _text(subspace.features) if subspace.features else None
+
+
+def _text(features: Labels) -> np.ndarray | None:
+    coord = features.coords.get("feature")
     return None if coord is None or coord.values.dtype.kind not in "OTU" else coord.values.astype(object)
 
 
 def _in_memory(X: Any) -> bool:
     known = Matrix | da.Array | xr.DataArray | xr.Dataset | zarr.Array | zarr.Group | str | PathLike | Store
-    return not isinstance(X, known) and not (isinstance(X, np.ndarray) and X.ndim > 2)
+    if isinstance(X, known) or hasattr(X, "to_scipy_sparse") or hasattr(X, "rmatmat"):
+        return False
+    if isinstance(X, np.ndarray) and X.ndim > 2:
+        return False
+    # scikit-learn's own checks refuse complex numbers.
+    return getattr(getattr(X, "dtype", None), "kind", "f") != "c"
 
 
 def _table(estimator: Any, X: Any, reset: bool) -> Matrix:

@@ -14,6 +14,7 @@ from pipeline.driver import check_entries
 from pipeline.errors import InputError
 from pipeline.estimators.components import Components, settings_of
 from pipeline.estimators.containers import open_for_fit
+from pipeline.kernels.blocks import doubled, magnitudes
 from pipeline.matrix import Matrix
 from pipeline.provenance import provenance
 from pipeline.solvers import Settings
@@ -177,8 +178,9 @@ class PCA(Components):
         return self._spread(1 / np.maximum(self.explained_variance_, self.noise_variance_) - rest, rest)
 
     def _spread(self, along: np.ndarray, everywhere: float) -> np.ndarray:
-        basis, present = np.asarray(self.subspace_.basis, np.float64), self.subspace_.present
-        matrix = (basis.T * along) @ basis + everywhere * np.eye(basis.shape[1])
+        basis, present = self.subspace_.basis, self.subspace_.present
+        basis = np.asarray(basis, doubled(basis.dtype))
+        matrix = (basis.conj().T * along) @ basis + everywhere * np.eye(basis.shape[1])
         return np.where(np.outer(present, present), matrix, np.nan)
 
     def _check_density(self) -> None:
@@ -188,7 +190,9 @@ class PCA(Components):
             raise InputError("the noise variance is zero, so there is no likelihood: fit with fewer components")
 
     def _project(self, rows: np.ndarray) -> np.ndarray:
-        scores = super()._project(rows)
+        return self._whitened(super()._project(rows))
+
+    def _whitened(self, scores: np.ndarray) -> np.ndarray:
         return scores / self._deviations().astype(scores.dtype) if self.whiten else scores
 
     def _restore(self, scores: np.ndarray) -> np.ndarray:
@@ -217,16 +221,18 @@ def _nothing(rows: np.ndarray, settings: Settings, X: Matrix) -> Subspace:
 
 
 def _log_likelihood(subspace: Subspace, noise: float, rows: np.ndarray) -> np.ndarray:
-    basis = np.asarray(subspace.basis, np.float64)
+    basis = np.asarray(subspace.basis, doubled(subspace.basis.dtype))
     present = subspace.present
     z = (np.where(present, rows, 0) - subspace.offset) * subspace.factor
-    scores = z @ basis.T
+    scores = z @ basis.conj().T
     variance = np.maximum(subspace.explained_variance, noise)
     rest = z - scores @ basis
     left = int(present.sum()) - subspace.k
-    distance = (scores**2 / variance).sum(axis=1)
+    distance = (magnitudes(scores) / variance).sum(axis=1)
     logdet = float(np.log(variance).sum())
     if left > 0:
-        distance += np.einsum("ij,ij->i", rest, rest) / noise
+        distance += magnitudes(rest).sum(axis=1) / noise
         logdet += left * np.log(noise)
+    if basis.dtype.kind == "c":  # a circular complex Gaussian
+        return -(present.sum() * np.log(np.pi) + logdet + distance)
     return -0.5 * (present.sum() * np.log(2 * np.pi) + logdet + distance)

@@ -167,11 +167,11 @@ class RobustPCA(PCA):
             self.missing,  # type: ignore[arg-type]
         )
 
-    def prepare(self, matrix: Matrix) -> Prepared:
+    def prepare(self, matrix: Matrix, with_scores: bool = False) -> Prepared:
         """The plan of a fit, and what it is carried out with."""
         solver = self._solver()
         why = f"robust against up to {100 * solver.options.eps:g} % of the rows, as asked for"
-        return prepare_solver(matrix, solver, self.memory_limit, why)
+        return prepare_solver(matrix, solver, self.memory_limit, why, with_scores)
 
     def _solver(self) -> Robust:
         settings, options = self.settings(), self.options()
@@ -181,10 +181,12 @@ class RobustPCA(PCA):
     def _told(self, state: StreamState) -> None:
         self.state_ = state
 
-    def _fit(self, matrix: Matrix) -> None:
+    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
         if hasattr(self, "state_"):
             del self.state_
-        super()._fit(matrix)
+        if matrix.work_dtype.kind == "c":
+            raise InputError(f"{matrix.name} is complex: robust methods are for real numbers")
+        return super()._found(matrix, with_scores)
 
     @available_if(_streaming)
     def partial_fit(self, X: Any, y: Any = None) -> Self:

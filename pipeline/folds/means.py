@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.kernels.blocks import doubled
 from pipeline.sources import ROWS
 
 __all__ = ["Observed", "RowMeans"]
@@ -14,10 +15,12 @@ __all__ = ["Observed", "RowMeans"]
 
 @dataclass(frozen=True)
 class Observed:
-    """For each feature the weight of its observed entries and their mean (0 where there is none)."""
+    """For each feature the weight of its observed entries, their mean (0 where there is none) and how many are NaN."""
 
     weight: np.ndarray
     mean: np.ndarray
+    missing: np.ndarray
+    rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +38,14 @@ class RowMeans:
         rows = np.ones(len(x)) if self.weights is None else self.weights[at[0] : at[1]]
         weight = rows @ seen
         # About the first observed entry of each feature, so that large means keep their digits.
-        pilot = x[seen.argmax(axis=0), np.arange(x.shape[1])].astype(np.float64)
+        pilot = x[seen.argmax(axis=0), np.arange(x.shape[1])].astype(doubled(x.dtype))
         shift = rows @ np.where(seen, x - pilot, 0.0)
         mean = np.where(weight > 0, pilot + shift / np.where(weight > 0, weight, 1.0), 0.0)
-        found = Observed(weight, mean)
+        found = Observed(weight, mean, (~seen).sum(axis=0), len(x))
         return found if held is None else self.combine(held, found)
 
     def combine(self, a: Observed, b: Observed) -> Observed:
         weight = a.weight + b.weight
         share = np.divide(b.weight, weight, out=np.zeros_like(weight), where=weight > 0)
-        return Observed(weight, a.mean + (b.mean - a.mean) * share)
+        mean = a.mean + (b.mean - a.mean) * share
+        return Observed(weight, mean, a.missing + b.missing, a.rows + b.rows)

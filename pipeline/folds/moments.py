@@ -2,25 +2,19 @@
 
 Sums are taken about a pilot (the mean of the first block that a task reads), so that nothing large cancels, and
 combined by the formula of Chan, Golub and LeVeque (1983): C = C1 + C2 + n1 n2 / n (mu1 - mu2)(mu1 - mu2)^T.
+For complex data C is the sum of conj(x) x^T, that is X^H X.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.kernels.blocks import (
-    absent_columns,
-    checked_sums,
-    out_of_range,
-    pilot_mean,
-    product_in_float64,
-    spread_of,
-    take_out,
-)
+from pipeline.folds.rows import SHIFTED, Rows, shifted
+from pipeline.kernels.blocks import doubled, magnitudes, out_of_range, product_in_float64, single, spread_of
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -29,7 +23,7 @@ __all__ = ["Moments", "RowMoments", "chan"]
 
 @dataclass(frozen=True)
 class Moments:
-    """Weight n, number of rows, sums (d,) and scatter (d, d) about a pilot (d,), in float64.
+    """Weight n, number of rows, sums (d,) and scatter X^H X (d, d) about a pilot (d,), in double precision.
 
     The scatter of `central` ones is about the mean; the mean itself is kept as pilot + sums / n, as two large means are
     not to be rounded before they are compared. `energy` (d,) are the sums of squares as they were accumulated: what
@@ -60,8 +54,8 @@ class Moments:
         """The same moments with the scatter about their own mean."""
         if self.central:
             return self
-        scatter = self.scatter - np.outer(self.sums, self.shift)
-        return replace(self, scatter=scatter, energy=np.diag(self.scatter).copy(), central=True)
+        scatter = self.scatter - np.outer(self.sums.conj(), self.shift)
+        return replace(self, scatter=scatter, energy=np.diag(self.scatter).real.copy(), central=True)
 
 
 def chan(a: Any, b: Any) -> tuple[float, np.ndarray, np.ndarray]:
@@ -97,46 +91,40 @@ class RowMoments:
     scale: str | None = None
     weights: np.ndarray | None = None
     side: int = ROWS
+    readiness: ClassVar[str] = SHIFTED
 
-    def block(
-        self, x: np.ndarray, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]
-    ) -> Moments:
-        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
-        d, first = x.shape[1], held is None
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
+        return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def block(self, x: Rows, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]) -> Moments:
+        rows, d = x.x, x.x.shape[1]
         if held is None:
-            absent = absent_columns(x)
-            held = Moments(
-                0.0, 0, pilot_mean(x, absent), absent, np.zeros(d), np.zeros((d, d)), np.zeros(d), Rounding()
-            )
+            scatter = np.zeros((d, d), doubled(self.dtype))
+            held = Moments(0.0, 0, x.pilot, x.absent, np.zeros(d), scatter, np.zeros(d), Rounding())
             scratch["product"] = np.empty((d, d), self.dtype)
-        take_out(x, held.pilot, held.absent, check=not first)
-        if roots is not None:
-            x *= roots[:, None].astype(x.dtype)
-        sums = checked_sums(x, roots)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul(x.T, x, out=scratch["product"])
-            energy = float(np.trace(product, dtype=np.float64))
-        if out_of_range(energy, x):
-            product = product_in_float64(x)
-            energy = float(np.trace(product))
+            product = np.matmul(rows.conj().T, rows, out=scratch["product"])
+        energy = x.energy
+        if out_of_range(energy, rows):
+            product = product_in_float64(rows)
+            energy = float(np.trace(product).real)
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
-        if self.dtype == np.float32 and held.rounding.due(energy):
-            wide = product.astype(np.float64)
+        if single(self.dtype) and held.rounding.due(energy):
+            wide = product.astype(doubled(self.dtype))
             probe = self.probe
             if self.scale is not None:
-                probe = probe / spread_of(self.scale, np.diag(wide) / len(x), held.pilot)
-            rounding = held.rounding + measured(wide @ probe - product_in_float64(x, probe), energy)
-        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
+                probe = probe / spread_of(self.scale, np.diag(wide).real / len(rows), held.pilot)
+            rounding = held.rounding + measured(wide @ probe - product_in_float64(rows, probe), energy)
         return replace(
-            held, n=held.n + n, rows=held.rows + len(x), sums=held.sums + sums, energy=held.energy, rounding=rounding
+            held, n=held.n + x.weight, rows=held.rows + len(rows), sums=held.sums + x.sums, rounding=rounding
         )
 
     def combine(self, a: Moments, b: Moments) -> Moments:
         n, sums, gap = chan(a, b)
         a, b = a.centred(), b.centred()
         scatter = a.scatter + b.scatter
-        scatter += np.outer(gap, gap)
+        scatter += np.outer(gap.conj(), gap)
         return Moments(
             n,
             a.rows + b.rows,
@@ -144,7 +132,7 @@ class RowMoments:
             a.absent,
             sums,
             scatter,
-            a.energy + b.energy + gap**2,
+            a.energy + b.energy + magnitudes(gap),
             a.rounding + b.rounding,
             central=True,
         )

@@ -1,24 +1,27 @@
 """Products C R of the scatter of rows with a thin matrix R: what an iteration of a randomized solver reads data for.
 
-A block gives X^T (X R): both products of one reading. About a pilot p, with s = sum(x - p) and mu the mean,
+A block gives X^H (X R): both products of one reading; its conjugate transpose (l, d) is kept.
+About a pilot p, with s = sum(x - p) and mu the mean,
 C R = sum (x - p)(x - p)^T R - s (s^T R) / n, and C R = C1 R + C2 R + g (g^T R) with g = sqrt(n1 n2 / n)(mu1 - mu2).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.folds.moments import chan
+from pipeline.folds.rows import SHIFTED, Rows, shifted
 from pipeline.kernels.blocks import (
-    absent_columns,
-    checked_sums,
+    column_squares,
+    doubled,
+    magnitudes,
     out_of_range,
-    pilot_mean,
     product_in_float64,
-    take_out,
+    single,
+    wide_squares,
 )
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
@@ -28,7 +31,7 @@ __all__ = ["Products", "RowProduct"]
 
 @dataclass(frozen=True)
 class Products:
-    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (l, d), all in float64.
+    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (C R)^H (l, d).
 
     The squares and the product of `central` ones are about the mean, which is pilot + sums / n. `energy` (d,) are the
     sums of squares as they were accumulated: what rounding errors are relative to.
@@ -58,8 +61,8 @@ class Products:
         """The same about the mean."""
         if self.central:
             return self
-        product = self.product - np.outer(self.sums @ lens, self.shift)
-        squares = np.maximum(self.squares - self.sums * self.shift, 0.0)
+        product = self.product - np.outer((self.sums @ lens).conj(), self.shift)
+        squares = np.maximum(self.squares - (self.sums * self.shift.conj()).real, 0.0)
         return replace(self, squares=squares, energy=self.squares, product=product, central=True)
 
 
@@ -87,44 +90,43 @@ class RowProduct:
     probe: np.ndarray
     weights: np.ndarray | None = None
     side: int = ROWS
+    readiness: ClassVar[str] = SHIFTED
 
-    def block(
-        self, x: np.ndarray, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]
-    ) -> Products:
-        roots = None if self.weights is None else np.sqrt(self.weights[at[0] : at[1]])
-        (d, l), first = self.lens.shape, held is None
+    def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
+        return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def block(self, x: Rows, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]) -> Products:
+        rows, (d, l) = x.x, self.lens.shape
         if held is None:
-            absent = absent_columns(x)
             none = np.zeros(d)
-            held = Products(0.0, pilot_mean(x, absent), absent, none, none, none, np.zeros((l, d)), Rounding())
+            held = Products(0.0, x.pilot, x.absent, none, none, none, np.zeros((l, d), doubled(self.dtype)), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
-        take_out(x, held.pilot, held.absent, check=not first)
-        if roots is not None:
-            x *= roots[:, None].astype(x.dtype)
-        sums = checked_sums(x, roots)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
-            product = np.matmul((x @ scratch["lens"]).T, x, out=scratch["product"])
-            energy = float(np.vdot(x, x))
-        if out_of_range(energy, x):
-            product = product_in_float64(x, self.lens).T
-            energy = float(np.square(x, dtype=np.float64).sum())
+            product = np.matmul((rows @ scratch["lens"]).conj().T, rows, out=scratch["product"])
+        energy = x.energy
+        if wide := out_of_range(energy, rows):
+            product = product_in_float64(rows, self.lens).conj().T
+            energy = float(wide_squares(rows).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
-        if self.dtype == np.float32 and held.rounding.due(energy):
-            exact = product_in_float64(x, self.lens @ self.probe)
-            rounding = held.rounding + measured(self.probe @ product.astype(np.float64) - exact, energy)
-        squares = np.einsum("ij,ij->j", x, x, dtype=np.float64) if self.squares else 0.0
-        n = len(x) if self.weights is None else float(self.weights[at[0] : at[1]].sum())
-        return replace(held, n=held.n + n, sums=held.sums + sums, squares=held.squares + squares, rounding=rounding)
+        if single(self.dtype) and held.rounding.due(energy):
+            exact = product_in_float64(rows, self.lens @ self.probe)
+            rounding = held.rounding + measured(self.probe @ product.astype(doubled(self.dtype)) - exact.conj(), energy)
+        squares: np.ndarray | float = 0.0
+        if self.squares:
+            squares = wide_squares(rows) if wide else column_squares(rows)
+        return replace(
+            held, n=held.n + x.weight, sums=held.sums + x.sums, squares=held.squares + squares, rounding=rounding
+        )
 
     def combine(self, a: Products, b: Products) -> Products:
         n, sums, gap = chan(a, b)
         a, b = a.centred(self.lens), b.centred(self.lens)
         product = a.product + b.product
-        product += np.outer(gap @ self.lens, gap)
-        squares = a.squares + b.squares + gap**2
-        energy = a.energy + b.energy + gap**2
+        product += np.outer((gap @ self.lens).conj(), gap)
+        squares = a.squares + b.squares + magnitudes(gap)
+        energy = a.energy + b.energy + magnitudes(gap)
         rounding = a.rounding + b.rounding
         return Products(n, a.pilot, a.absent, sums, squares, energy, product, rounding, central=True)

@@ -9,33 +9,78 @@ import numpy as np
 from pipeline.errors import InputError, NonfiniteError
 
 __all__ = [
+    "LOUDEST",
     "absent_columns",
     "check_energy",
     "checked_sums",
+    "column_squares",
     "column_sums",
+    "doubled",
+    "magnitudes",
     "out_of_range",
     "pilot_mean",
     "product_in_float64",
+    "single",
     "spread_of",
     "standardise_columns",
     "take_out",
+    "wide_squares",
     "working_dtype",
 ]
 
 # Sums of squares between these can be squared again, as residuals and certificates do.
-_FAINTEST, _LOUDEST = 1e-120, 1e140
+_FAINTEST, LOUDEST = 1e-120, 1e140
+_SHORT = 64  # terms that are added up in single precision
 
 
 def working_dtype(dtype: Any) -> np.dtype[Any]:
-    """In which data of a dtype is computed and given back: float32 for floats of up to 4 bytes, else float64."""
+    """In which data of a dtype is computed and given back.
+
+    float32 for floats of up to 4 bytes, complex64 for complex numbers of up to 8, else double precision.
+
+    >>> [str(working_dtype(dtype)) for dtype in ("f2", "i4", "c8", "c16")]
+    ['float32', 'float64', 'complex64', 'complex128']
+    """
     dtype = np.dtype(dtype)
+    if dtype.kind == "c":
+        return np.dtype(np.complex64 if dtype.itemsize <= 8 else np.complex128)
     return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)
 
 
+def doubled(dtype: Any) -> np.dtype[Any]:
+    """The dtype in double precision: complex128 for complex numbers, float64 for all others."""
+    return np.dtype(np.complex128 if np.dtype(dtype).kind == "c" else np.float64)
+
+
+def single(dtype: Any) -> bool:
+    """Whether a working dtype is of single precision."""
+    return np.dtype(dtype) in (np.dtype(np.float32), np.dtype(np.complex64))
+
+
+def magnitudes(values: np.ndarray) -> np.ndarray:
+    """Squares of real or squared magnitudes of complex values, without a root between."""
+    return values.real**2 + values.imag**2 if values.dtype.kind == "c" else values * values
+
+
 def column_sums(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(d,) float64 sums of the rows of a block, each times its weight: a product, which BLAS does at full speed."""
+    """(d,) sums, in double precision, of the rows of a block, each times its weight: a product, as BLAS is fast."""
     ones = np.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype, copy=False)
-    return (ones @ x).astype(np.float64)
+    return (ones @ x).astype(doubled(x.dtype))
+
+
+def column_squares(x: np.ndarray) -> np.ndarray:
+    """(d,) float64 sums of squares of the columns: a few rows at a time in the block's own dtype, then in float64."""
+    if x.dtype.kind == "c":
+        return column_squares(x.real) + column_squares(x.imag)
+    parts = (x[start : start + _SHORT] for start in range(0, x.shape[0], _SHORT))
+    return sum((np.einsum("ij,ij->j", p, p).astype(np.float64) for p in parts), np.zeros(x.shape[1]))
+
+
+def wide_squares(x: np.ndarray) -> np.ndarray:
+    """The same where squares of single precision overflow."""
+    if x.dtype.kind == "c":
+        return wide_squares(x.real) + wide_squares(x.imag)
+    return np.einsum("ij,ij->j", x, x, dtype=np.float64)
 
 
 def absent_columns(x: np.ndarray) -> np.ndarray:
@@ -50,9 +95,9 @@ def absent_columns(x: np.ndarray) -> np.ndarray:
 
 
 def pilot_mean(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """(d,) float64 column means of a block, rounded to its dtype, so that subtracting them is exact near the mean."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    return np.where(absent, 0.0, mean).astype(x.dtype).astype(np.float64)
+    """(d,) column means in double precision, rounded to the block's dtype: subtracting is exact near the mean."""
+    mean = x.mean(axis=0, dtype=doubled(x.dtype))
+    return np.where(absent, 0.0, mean).astype(x.dtype).astype(doubled(x.dtype))
 
 
 def take_out(x: np.ndarray, pilot: np.ndarray, absent: np.ndarray, check: bool) -> None:
@@ -77,14 +122,14 @@ def checked_sums(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 
 def product_in_float64(x: np.ndarray, lens: np.ndarray | None = None) -> np.ndarray:
-    """X^T (X lens) of a block and a vector (d,) or thin matrix in float64, a few rows at a time; X^T X without lens.
+    """X^H (X lens) of a block and a vector (d,) or thin matrix in double precision, a few rows at a time, or X^H X.
 
     Rounding is measured against it.
     """
     total = np.zeros(())
     for start in range(0, x.shape[0], 256):
-        part = x[start : start + 256].astype(np.float64)
-        total = total + part.T @ (part if lens is None else part @ lens)
+        part = x[start : start + 256].astype(doubled(x.dtype))
+        total = total + part.conj().T @ (part if lens is None else part @ lens)
     return total
 
 
@@ -93,19 +138,19 @@ def out_of_range(energy: float, x: np.ndarray) -> bool:
 
     Raises InputError where float64 overflows.
     """
-    if x.dtype == np.float64:
-        if not energy < _LOUDEST:
+    if not single(x.dtype):
+        if not energy < LOUDEST:
             raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
         return False
     limits = np.finfo(x.dtype)
-    return not np.isfinite(energy) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
+    return not energy < float(limits.max) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
 
 
 def check_energy(energy: float) -> None:
     """Raise InputError where sums of squares are too near to the limits of float64 for the algebra on them."""
     if 0 < energy < _FAINTEST:
         raise InputError("entries vary so little that their squares underflow: multiply the data by a constant first")
-    if energy > _LOUDEST:
+    if energy > LOUDEST:
         raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
 
 
@@ -150,7 +195,10 @@ def standardise_columns(
     roots = None if sample_weights is None else np.sqrt(sample_weights)
     if roots is not None:
         x *= roots[:, None].astype(x.dtype)
-    squares = np.einsum("ij,ij->j", x, x, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        squares = column_squares(x)
+    if not np.isfinite(squares).all():
+        squares = wide_squares(x)
     factor = np.ones(x.shape[1]) if weights is None else weights
     spread = None
     if scale is not None:
@@ -172,6 +220,6 @@ def spread_of(rule: str, variance: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """
     noise = (1e-15 * np.abs(mean)) ** 2
     if rule == "genotype":
-        frequency = np.clip(mean / 2, 0.0, 1.0)
+        frequency = np.clip(mean.real / 2, 0.0, 1.0)
         variance = np.where(variance > noise, 2 * frequency * (1 - frequency), 0.0)
     return np.sqrt(np.where(variance > noise, variance, 1.0))

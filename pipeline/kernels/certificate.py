@@ -41,7 +41,7 @@ def sine_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, roundin
     array([1.e-09])
     """
     rest = upper_bounds(theta, coupling, outside, k)
-    size = np.sqrt(np.cumsum(np.maximum(np.diag(coupling)[:k], 0.0)))  # Frobenius: at least the spectral norm
+    size = np.sqrt(np.cumsum(np.maximum(np.diag(coupling).real[:k], 0.0)))  # Frobenius: at least the spectral norm
     room = theta[:k] - rest - 2 * rounding  # infinite where nothing is left
     sine = np.divide(size + rounding, room, out=np.ones(k), where=room > size + rounding)
     return np.minimum(sine, 1.0)
@@ -53,7 +53,7 @@ def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int
     C restricted to the complement of v_1 … v_j is [[Theta, F^T], [F, E]] of the other Ritz pairs; its largest
     eigenvalue is at most the mu that solves lambda_max(Theta + F^T F / (mu - outside)) = mu (Schur complement).
     """
-    sizes = np.sqrt(np.maximum(np.diag(coupling), 0.0))
+    sizes = np.sqrt(np.maximum(np.diag(coupling).real, 0.0))
     bounds = np.empty(k)
     bounds[k - 1] = _largest(theta[k:], coupling[k:, k:], outside)
     for j in range(k - 1, 0, -1):  # one Ritz pair more joins the rest
@@ -72,7 +72,7 @@ def _largest(theta: np.ndarray, coupling: np.ndarray, outside: float) -> float:
     if not np.isfinite(outside):
         return float(theta[0])
     low = max(float(theta[0]), outside)
-    high = _pair(float(theta[0]), outside, float(np.sqrt(max(np.trace(coupling), 0.0))))
+    high = _pair(float(theta[0]), outside, float(np.sqrt(max(np.trace(coupling).real, 0.0))))
     for _ in range(50):
         if high - low <= 1e-6 * high:
             break

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
+from pipeline.kernels.blocks import doubled
+
 __all__ = ["eigh_descending", "fix_signs", "orthonormal", "orthonormal_beside", "principal_angles"]
 
 
 def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (largest first) and eigenvectors (as columns) of a symmetric matrix.
+    """Eigenvalues (largest first) and eigenvectors (as columns) of a symmetric or Hermitian matrix.
 
     Parameters
     ----------
@@ -29,7 +31,9 @@ def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np
 
 
 def fix_signs(components: np.ndarray) -> np.ndarray:
-    """Sign (+1 or -1) by which each row is to be multiplied so that its largest-magnitude entry is positive.
+    """What each row is to be multiplied by so that its largest-magnitude entry is real and positive.
+
+    Signs (+1 or -1) of real rows, phases of complex ones.
 
     >>> fix_signs(np.array([[0.1, -2.0], [3.0, 1.0]]))
     array([-1.,  1.])
@@ -37,12 +41,16 @@ def fix_signs(components: np.ndarray) -> np.ndarray:
     if components.shape[1] == 0:
         return np.ones(components.shape[0])
     largest = np.argmax(np.abs(components), axis=1)
-    return np.where(components[np.arange(components.shape[0]), largest] < 0, -1.0, 1.0)
+    entries = components[np.arange(components.shape[0]), largest]
+    if entries.dtype.kind != "c":
+        return np.where(entries < 0, -1.0, 1.0)
+    size = np.abs(entries)
+    return np.divide(entries.conj(), size, out=np.ones_like(entries), where=size > 0)
 
 
 def orthonormal(a: np.ndarray) -> np.ndarray:
-    """Orthonormal basis (m, l) of the columns of a tall matrix, by Householder QR in float64."""
-    return scipy.linalg.qr(np.asarray(a, dtype=np.float64), mode="economic", check_finite=False)[0]
+    """Orthonormal basis (m, l) of the columns of a tall matrix, by Householder QR in double precision."""
+    return scipy.linalg.qr(np.asarray(a, dtype=doubled(a.dtype)), mode="economic", check_finite=False)[0]
 
 
 def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> np.ndarray:
@@ -53,7 +61,7 @@ def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> n
     """
     for _ in range(3):
         before = np.linalg.norm(a, axis=0)
-        a = a - known @ (known.T @ a)
+        a = a - known @ (known.conj().T @ a)
         q, r = scipy.linalg.qr(a, mode="economic", check_finite=False)
         lost = np.abs(np.diag(r)) <= 1e-14 * before
         a = np.where(lost, spare, q)
@@ -70,9 +78,9 @@ def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     if a.shape[0] < b.shape[0]:
         a, b = b, a
-    overlap = a @ b.T
+    overlap = a @ b.conj().T
     cosine = np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0)
-    sine = np.clip(np.linalg.svd(b.T - a.T @ overlap, compute_uv=False)[::-1][: b.shape[0]], 0.0, 1.0)
+    sine = np.clip(np.linalg.svd(b.conj().T - a.conj().T @ overlap, compute_uv=False)[::-1][: b.shape[0]], 0.0, 1.0)
     # Cosines fall as sines rise: both lists are now smallest angle first.
     angles = np.where(cosine**2 > 0.5, np.arcsin(sine), np.arccos(cosine))
     return angles[::-1]

@@ -54,4 +54,4 @@ class Rounding:
 
 def measured(error: np.ndarray, energy: float) -> Rounding:
     """Rounding of one block of that energy, from its error (d,) along a random probe."""
-    return Rounding(error**2, 1, energy, energy)
+    return Rounding(np.square(np.abs(error)), 1, energy, energy)

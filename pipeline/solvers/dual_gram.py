@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy
+from pipeline.kernels.blocks import check_energy, doubled, single
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
 from pipeline.solvers.gram import exact_sines, gram_rounding, unmet
@@ -49,7 +49,7 @@ class DualGram:
 
     def init(self, X: Matrix) -> DualState:
         self.settings.rank.most(*X.shape)
-        return DualState(0, X.work_dtype)
+        return DualState(0, X.block_dtype)
 
     def fold(self, X: Matrix, state: DualState) -> ColumnProduct | ColumnFactor:
         if state.left is not None:
@@ -67,13 +67,13 @@ class DualGram:
         values, vectors = eigh_descending(dual.product, self.settings.rank.known(n, present))
         k = self.settings.rank.resolve(np.maximum(values, 0.0), dual.energy, n, present)
         largest = float(values[0])
-        rounding = gram_rounding(state.dtype, dual.energy, largest, X.T.block_height, n)
+        rounding = gram_rounding(state.dtype, dual.loud, largest, X.T.block_height, n)
         rounding += dual.rounding.norm(np.ones(n))
         left, theta = vectors[:, :k], values[:k]
         sines = right_sines(exact_sines(values, rounding, k), theta, largest, n, state.dtype)
         tol = self.settings.tol
-        if tol is not None and sines[-1] > tol and state.dtype == np.float32:
-            return replace(state, dtype=np.dtype(np.float64))  # once more: float32 products stood in the way
+        if tol is not None and sines[-1] > tol and single(state.dtype):
+            return replace(state, dtype=doubled(state.dtype))  # once more: float32 products stood in the way
         residual = np.linalg.norm(dual.product @ left - left * theta, axis=0) + rounding
         floor = max(np.finfo(float).eps * largest, np.finfo(float).tiny)
         return replace(
@@ -137,7 +137,8 @@ def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
     # Orthonormal up to rounding already; QR mends the rounding, and fills in directions for components of no variance.
     q, r = np.linalg.qr(long[present])
     components = np.zeros_like(long)
-    components[present] = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    turn = np.diag(r)
+    components[present] = q * np.where(turn == 0, 1.0, turn / np.where(turn == 0, 1.0, np.abs(turn)))
     n = X.shape[0] if X.sample_weights is None else float(X.sample_weights.sum())
     dof = max(n - 1.0, 0.0) if settings.center else n
     return Answer(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.folds import Moments, RowMoments
-from pipeline.kernels.blocks import check_energy, spread_of
+from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
 from pipeline.kernels.certificate import sine_bounds
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
@@ -43,7 +43,7 @@ class Gram:
 
     def init(self, X: Matrix) -> GramState:
         self.settings.rank.most(*X.shape)
-        return GramState(0, X.work_dtype)
+        return GramState(0, X.block_dtype)
 
     def fold(self, X: Matrix, state: GramState) -> RowMoments:
         probe = np.random.default_rng(self.settings.seed).standard_normal(X.shape[1])
@@ -57,8 +57,8 @@ class Gram:
             return replace(state, reason=COMPLETE)
         if answer.sines[-1] <= tol:
             return replace(state, reason=CONVERGED)
-        if state.dtype == np.float32:  # once more: float32 products stood in the way
-            return replace(state, dtype=np.dtype(np.float64))
+        if single(state.dtype):  # once more: float32 products stood in the way
+            return replace(state, dtype=doubled(state.dtype))
         return replace(state, reason=unmet(answer.sines))
 
     def done(self, state: GramState) -> str | None:
@@ -71,18 +71,18 @@ class Gram:
     def _solve(self, X: Matrix, state: GramState, moments: Moments) -> Answer:
         s, n, present = self.settings, moments.n, ~moments.absent
         s.rank.most(moments.rows, int(present.sum()))
-        variance = np.maximum(np.diag(moments.scatter), 0.0) / n if n else np.zeros(X.shape[1])
+        variance = np.maximum(np.diag(moments.scatter).real, 0.0) / n if n else np.zeros(X.shape[1])
         scale = spread_of(s.scale, variance, moments.mean) if s.scale else None
         factor = np.ones(X.shape[1]) if X.weights is None else X.weights
         factor = (factor if scale is None else factor / scale)[present]
         z = moments.scatter if present.all() else moments.scatter[np.ix_(present, present)]
         z = z * factor[:, None] * factor
-        spread = float(np.trace(z))
+        spread = float(np.trace(z).real)
         if not s.center:
             middle = np.sqrt(n) * moments.mean[present] * factor
-            z += np.outer(middle, middle)
+            z += np.outer(middle.conj(), middle)
         values, vectors = eigh_descending(z, s.rank.known(moments.rows, int(present.sum())))
-        energy = float(np.trace(z))
+        energy = float(np.trace(z).real)
         check_energy(energy)
         k = s.rank.resolve(np.maximum(values, 0.0), energy, moments.rows, int(present.sum()))
         loud = energy + float(factor**2 @ moments.energy[present])
@@ -92,7 +92,7 @@ class Gram:
         rounding += moments.rounding.norm(whole)
         theta, v = values[:k], vectors[:, :k]
         residual = np.linalg.norm(z @ v - v * theta, axis=0) + rounding
-        components = np.zeros((X.shape[1], k))
+        components = np.zeros((X.shape[1], k), v.dtype)
         components[present] = v
         nan = np.where(present, 1.0, np.nan)
         dof = max(n - 1.0, 0.0) if s.center else n

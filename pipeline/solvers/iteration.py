@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy, spread_of
+from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
 from pipeline.kernels.certificate import norm_from_probes, sine_bounds
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
@@ -142,7 +142,7 @@ class Iteration:
         rng, m = np.random.default_rng(self.settings.seed), X.shape[1 - self.side]
         none = np.zeros((m, 0))
         basis = Basis(none, none, orthonormal(rng.standard_normal((m, self.width(X)))))
-        return IterationState(0, X.work_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
+        return IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
@@ -208,11 +208,11 @@ class Iteration:
         spread, loud = state.spread, state.loud
         if state.passes == 0:
             spread, loud = float(factor**2 @ sums.squares), float(factor**2 @ sums.energy)
-        product = factor[:, None] * sums.product.T
+        product = factor[:, None] * sums.product.conj().T
         middle = np.sqrt(n) * mean * factor
         if not s.center:
-            product += np.outer(middle, np.sqrt(n) * (mean @ lens))
-        energy = spread if s.center else spread + float(middle @ middle)
+            product += np.outer(middle.conj(), np.sqrt(n) * (mean @ lens))
+        energy = spread if s.center else spread + float(np.vdot(middle, middle).real)
         rounding = sums.rounding.norm(factor)
         return _Applied(product, spread, energy, energy + loud, rounding, n, int(present.sum())), state
 
@@ -220,7 +220,7 @@ class Iteration:
         n = float(X.shape[0] if X.sample_weights is None else X.sample_weights.sum())
         rounding = summary.rounding.norm(np.ones(X.shape[0]))
         energy = summary.energy
-        return _Applied(summary.product, summary.squares, energy, energy, rounding, n, summary.present)
+        return _Applied(summary.product, summary.squares, energy, summary.loud, rounding, n, summary.present)
 
     def _ritz(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
         """Rayleigh-Ritz and the certificate from the products at hand; the next block."""
@@ -228,10 +228,10 @@ class Iteration:
         block, l = state.basis.block, state.basis.block.shape[1]
         whole = np.hstack([state.basis.known, block])
         images = np.hstack([state.basis.images, applied.product[:, :l]])
-        inner = whole.T @ images
-        theta, turn = eigh_descending((inner + inner.T) / 2)
+        inner = whole.conj().T @ images
+        theta, turn = eigh_descending((inner + inner.conj().T) / 2)
         images = images @ turn
-        leak = images - whole @ (whole.T @ images)
+        leak = images - whole @ (whole.conj().T @ images)
         ritz = Ritz(theta, whole @ turn, images, leak)
         most = min(min(X.shape), applied.present)
         k = self.settings.rank.resolve(np.maximum(theta, 0.0), applied.energy, X.shape[0], applied.present)
@@ -242,7 +242,7 @@ class Iteration:
             state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
         state, outside = self._outside(state, whole, applied, theta, most)
-        sines = sine_bounds(theta, leak.T @ leak, outside, rounding, k)
+        sines = sine_bounds(theta, leak.conj().T @ leak, outside, rounding, k)
         if self.side == COLUMNS:
             sines = right_sines(sines, theta[:k], float(theta[0]), X.shape[0], state.dtype)
         floor = max(np.finfo(float).eps * float(theta[0]), np.finfo(float).tiny)
@@ -280,7 +280,7 @@ class Iteration:
             probes, size = np.linalg.qr(rng.standard_normal((whole.shape[0], _PROBES)))
             return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0), left
         image = applied.product[:, state.basis.block.shape[1] :]
-        probes, size = np.linalg.qr(image - whole @ (whole.T @ image))
+        probes, size = np.linalg.qr(image - whole @ (whole.conj().T @ image))
         size, powers = size @ state.probe_size, state.probe_powers + 1
         norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
         log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
@@ -306,7 +306,7 @@ class Iteration:
         stuck = full or (len(state.history) > 4 and state.history[-1] > 0.9 * state.history[-4])
         if 2 * state.rounding < tol * gap and not stuck:
             return state
-        if state.dtype == np.float32:
+        if single(state.dtype):
             return self._in_float64(state)
         if gap <= 1e-9 * last or state.rounding >= gap:
             return replace(state, reason=NO_GAP) if full or len(state.history) > 4 else state
@@ -318,7 +318,7 @@ class Iteration:
         none = np.zeros((state.ritz.vectors.shape[0], 0))
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
         basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
-        return replace(state, dtype=np.dtype(np.float64), history=(), basis=basis)
+        return replace(state, dtype=doubled(state.dtype), history=(), basis=basis)
 
 
 def _factor(X: Matrix, state: IterationState) -> np.ndarray:

@@ -72,8 +72,12 @@ class Solver(Protocol[St]):
     `St` is the state between steps: a small dataclass of arrays.
     """
 
-    name: ClassVar[str]
     exact: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """What it is called in the registry."""
+        ...
 
     @property
     def settings(self) -> Settings:
@@ -126,7 +130,7 @@ class Answer:
     def subspace(self, X: Matrix, settings: Settings) -> Subspace:
         """The Subspace: signs fixed, in the data's precision, with labels, and NaN where there is no feature."""
         dtype = X.work_dtype
-        rows = self.components.T
+        rows = self.components.conj().T
         rows = (rows * fix_signs(rows)[:, None]).astype(dtype)
         # Storing components in the data's precision, and orthogonalising them, turns them a little.
         k = rows.shape[0]

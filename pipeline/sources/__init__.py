@@ -1,7 +1,21 @@
 """What a matrix is made of: one module for each way that entries are stored."""
 
 from pipeline.sources.opening import Opened, open_source, unmasked
-from pipeline.sources.source import COLUMNS, ROWS, Source
+from pipeline.sources.operator import Operator
+from pipeline.sources.source import COLUMNS, ROWS, ImplicitSource, Range, Source
+from pipeline.sources.stamp import stamp
 from pipeline.sources.window import Window
 
-__all__ = ["COLUMNS", "ROWS", "Opened", "Source", "Window", "open_source", "unmasked"]
+__all__ = [
+    "COLUMNS",
+    "ROWS",
+    "ImplicitSource",
+    "Opened",
+    "Operator",
+    "Range",
+    "Source",
+    "Window",
+    "open_source",
+    "stamp",
+    "unmasked",
+]

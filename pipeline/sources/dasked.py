@@ -9,9 +9,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from dask.array.core import concatenate3
 
+from pipeline.kernels.implicit import SparseBlock
 from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source
+from pipeline.sources.sparse import SparseHollow, gathered
 from pipeline.sources.window import Window
 
 __all__ = ["Dasked"]
@@ -30,6 +33,22 @@ class Dasked:
         return (
             f"dask {' x '.join(map(str, self.array.shape))} in chunks of {' x '.join(map(str, self.array.chunksize))}"
         )
+
+    @property
+    def implicit(self) -> bool:
+        return _is_sparse(self.array._meta) and self.array.ndim == 2
+
+    @property
+    def density(self) -> float:
+        return 0.05  # nobody knows before it is computed
+
+    def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
+        return cuts
+
+    def block(self, rows: Range, cols: Range) -> SparseBlock:
+        a, b = (slice(*part) for part in (rows, cols))
+        part = gathered(self.array[self._placed(a, b)].compute(scheduler="synchronous"))
+        return SparseBlock(part if self.axes[ROWS] == (0,) else part.T)
 
     @property
     def collections(self) -> tuple[Any, ...]:
@@ -87,6 +106,9 @@ class Dasked:
                 cuts.append(int(last))
         return np.array([*cuts, int(edges[-1])])
 
+    def unit(self, side: int) -> int:
+        return 1  # chunks are taken whole however long a block was to be
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
@@ -98,7 +120,13 @@ class Dasked:
         return self.hollow().given(side, start, inputs)
 
     def hollow(self) -> Source:
+        if self.implicit:
+            return SparseHollow(self.shape, self.dtype, turned=self.axes[ROWS] != (0,))
         return Hollow(self.shape, self.dtype, partial(_flat, axes=self.axes))
+
+    def _placed(self, rows: slice, cols: slice) -> tuple[slice, ...]:
+        """Where rows and columns of a matrix lie in the array."""
+        return (rows, cols) if self.axes[ROWS] == (0,) else (cols, rows)
 
     def _inner(self, side: int) -> int:
         return max(1, prod(self.array.shape[a] for a in self.axes[side][1:]))
@@ -113,6 +141,10 @@ def _flat(blocks: Any, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndar
     block = concatenate3(_dense(blocks)) if isinstance(blocks, list) else blocks
     block = np.transpose(block, axes[ROWS] + axes[COLUMNS])
     return block.reshape(prod(block.shape[: len(axes[ROWS])]), -1)
+
+
+def _is_sparse(block: Any) -> bool:
+    return scipy.sparse.issparse(block) or hasattr(block, "to_scipy_sparse")
 
 
 def _dense(block: Any) -> Any:

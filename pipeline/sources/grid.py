@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import zarr
@@ -66,6 +66,7 @@ class Grid:
     axes: tuple[tuple[int, ...], tuple[int, ...]]
     index: tuple[Index, ...]
     chunks: tuple[int, ...]
+    implicit: ClassVar[bool] = False
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -115,6 +116,12 @@ class Grid:
 
     def cuts(self, side: int, longest: int) -> np.ndarray:
         return self._cuts(self.axes[side], self.sizes[side], longest)
+
+    def unit(self, side: int) -> int:
+        if self.held:
+            return 1
+        axis, *inner = self.axes[side]
+        return min(self.chunks[axis], max(self.sizes[side][0], 1)) * prod(self.sizes[side][1 : len(inner) + 1])
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         across = prod(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from scipy.sparse import hstack
 
-from pipeline.sources.source import ROWS, Range, Source
+from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
+from pipeline.sources.anndata import StoredSparse
+from pipeline.sources.source import ROWS, ImplicitSource, Range, Source
+from pipeline.sources.sparse import Sparse, SparseHollow
 
 __all__ = ["Joined"]
 
@@ -53,11 +57,34 @@ class Joined:
             )
         return out
 
+    @property
+    def implicit(self) -> bool:
+        return all(isinstance(p, Sparse | StoredSparse | SparseHollow) for p in self.parts)
+
+    @property
+    def density(self) -> float:
+        sizes = [p.shape[1] for p in self.parts]
+        return float(np.average([cast(ImplicitSource, p).density for p in self.parts], weights=sizes))
+
+    def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
+        share = nbytes // len(self.parts)
+        return cast(ImplicitSource, max(self.parts, key=lambda p: p.shape[1])).together(side, cuts, share)
+
+    def block(self, rows: Range, cols: Range) -> ImplicitBlock:
+        parts = [
+            cast(SparseBlock, cast(ImplicitSource, part).block(rows, (max(cols[0] - a, 0), min(cols[1], b) - a))).array
+            for part, a, b in self._within(*cols)
+        ]
+        return SparseBlock(hstack(parts, format="csr"))
+
     def cuts(self, side: int, longest: int) -> np.ndarray:
         if side == ROWS:  # one grid must do for all: that of the part with the most features, which costs the most
             return max(self.parts, key=lambda p: p.shape[1]).cuts(side, longest)
         cuts = [p.cuts(side, longest) + start for p, start in zip(self.parts, self.offsets[:-1], strict=True)]
         return np.unique(np.concatenate(cuts))
+
+    def unit(self, side: int) -> int:
+        return max(p.unit(side) for p in self.parts)
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         if side == ROWS:

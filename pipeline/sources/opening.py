@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from math import prod
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from zarr.abc.store import Store
 
 from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.labels import Coord, Labels
+from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
 from pipeline.sources.dasked import Dasked
 from pipeline.sources.grid import Grid
 from pipeline.sources.joined import Joined
+from pipeline.sources.operator import Operator, is_operator
+from pipeline.sources.picked import Picked
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
 
@@ -61,12 +65,12 @@ def open_source(
     select: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Open anything that `open_matrix` takes; see there."""
-    if scipy.sparse.issparse(source):
+    if is_operator(source):
         if select or variable or sample_dims:
-            raise InputError("a scipy.sparse matrix has no names: slice it before it is opened")
-        sparse = Sparse(source)
-        _check_numeric(sparse.dtype, "the sparse matrix")
-        return Opened(sparse, *_plain(sparse.shape), "scipy.sparse")
+            raise InputError("an operator has no names, and cannot be cut: leave variable, sample_dims and select out")
+        operator = Operator.of(source)
+        _check_numeric(operator.dtype, "the operator")
+        return Opened(operator, *_plain(operator.shape), type(source).__name__)
     fields, name = _fields(source, variable)
     dims = _sample_dims(fields[0], sample_dims)
     opened = []
@@ -97,6 +101,8 @@ def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
         return [_labelled(source)], str(source.name or "xarray DataArray")
     if isinstance(source, zarr.Array):
         return [_bare(source)], f"zarr array {source.store_path}"
+    if scipy.sparse.issparse(source) or hasattr(source, "to_scipy_sparse"):
+        return [_sparse_field(source)], "scipy.sparse" if scipy.sparse.issparse(source) else "sparse array"
     if isinstance(source, da.Array):
         return [_bare(_known(source))], "dask array"
     if hasattr(source, "columns") and hasattr(source, "to_numpy"):
@@ -134,6 +140,18 @@ def _decoder() -> dict[str, Any]:
 
 
 def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple[list[_Field], str]:
+    if is_sparse(group):
+        if variable is not None:
+            raise InputError(f"variable={variable!r}: {name} is a sparse matrix, not a group of several")
+        return [replace(_bare(StoredSparse.of(group, name)), name=name)], name
+    if is_anndata(group):
+        return [_anndata_field(part, name) for part in parts_of(group, variable, name)], name
+    wanted = [variable] if isinstance(variable, str) else list(variable or [])
+    nodes = [group.get(w) for w in wanted]
+    if wanted and all(map(is_sparse, nodes)):
+        return [
+            replace(_bare(StoredSparse.of(node, f"{name}/{w}")), name=w) for w, node in zip(wanted, nodes, strict=True)
+        ], name
     try:
         ds = xr.open_zarr(
             group.store,
@@ -157,6 +175,28 @@ def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple
             field = replace(field, array=group[str(array.name)])
         fields.append(field)
     return fields, name
+
+
+def _anndata_field(part: Part, name: str) -> _Field:
+    """A matrix of an anndata group: its samples are called as in `obs`, its features as in `var`."""
+    array = StoredSparse.of(part.node, f"{name}/{part.name}") if is_sparse(part.node) else part.node
+    field = replace(_bare(array), name=part.name)
+    if len(field.dims) != 2:
+        return field
+    coords = {}
+    for dim, axis, names in (("sample", 0, part.samples), ("feature", 1, part.features)):
+        if names is not None and len(names) == array.shape[axis]:
+            coords[dim] = Coord((dim,), names, {})
+    return replace(field, dims=("sample", "feature"), coords=coords)
+
+
+def _sparse_field(source: Any) -> _Field:
+    """A sparse array in memory, of scipy or pydata; one of many dims is flattened later, sample dims first."""
+    if len(source.shape) != 2:
+        return replace(_bare(source), name="the sparse array")
+    array = source.to_scipy_sparse() if hasattr(source, "to_scipy_sparse") else source
+    _check_numeric(array.dtype, "the sparse matrix")
+    return replace(_bare(Sparse(array)), name="the sparse matrix")
 
 
 def _packed(encoding: Mapping[Hashable, Any]) -> bool:
@@ -196,6 +236,8 @@ def _labelled(array: xr.DataArray) -> _Field:
         for n, c in array.reset_index([n for n, i in array.xindexes.items() if _is_multi(i)]).coords.items()
     }
     data = array.variable._data if isinstance(array.variable._data, np.ndarray) else array.variable
+    if hasattr(array.variable._data, "to_scipy_sparse"):
+        data = _sparse_field(array.variable._data).array
     if isinstance(array.chunks, tuple):
         data = array.data
     name = str(array.name or "data")
@@ -208,7 +250,8 @@ def _is_multi(index: Any) -> bool:
 
 def _bare(array: Any) -> _Field:
     named = getattr(getattr(array, "metadata", None), "dimension_names", None)
-    dims = ("sample", "feature") if array.ndim == 2 else tuple(f"dim_{i}" for i in range(array.ndim))
+    n_dims = len(array.shape)
+    dims = ("sample", "feature") if n_dims == 2 else tuple(f"dim_{i}" for i in range(n_dims))
     if named and all(named) and len(set(named)) == len(named):
         dims = tuple(named)
     attrs = dict(array.attrs) if isinstance(array, zarr.Array) else {}
@@ -225,7 +268,7 @@ def unmasked(array: Any) -> Any:
     """Masked entries of a NumPy masked array as NaN; everything else as it is."""
     if not isinstance(array, np.ma.MaskedArray):
         return array
-    return np.ma.filled(array.astype(array.dtype if array.dtype.kind == "f" else np.float64), np.nan)
+    return np.ma.filled(array.astype(array.dtype if array.dtype.kind in "fc" else np.float64), np.nan)
 
 
 def _known(array: Any) -> Any:
@@ -255,6 +298,8 @@ def _sample_dims(field: _Field, sample_dims: Names | None) -> tuple[str, ...]:
 def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str, Any], name: str) -> Opened:
     array, dims = field.array, field.dims
     _check_numeric(array.dtype, field.name)
+    # anndata's own names of the two sides are understood too.
+    select = {{"obs": "sample", "var": "feature"}.get(d, d) if d not in dims else d: i for d, i in select.items()}
     for dim in select:
         if dim not in dims:
             raise InputError(f"select: {field.name} has no dim {dim!r}: its dims are {', '.join(dims)}")
@@ -263,7 +308,14 @@ def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str
     axes = tuple(dims.index(d) for d in sample_dims), tuple(dims.index(d) for d in features)
     where = dict(zip(dims, index, strict=True))
     source: Source
-    if isinstance(array, da.Array):
+    if hasattr(array, "to_scipy_sparse"):
+        flat = array.transpose(axes[0] + axes[1]).reshape((prod(array.shape[a] for a in axes[0]), -1))
+        if any(not isinstance(i, slice) or i != slice(0, n) for i, n in zip(index, array.shape, strict=True)):
+            raise InputError(f"select: {field.name} is sparse and of several dims: select from it before it is opened")
+        source = Sparse(flat.to_scipy_sparse())
+    elif isinstance(array, Sparse | StoredSparse):
+        source = _sparse_source(array, axes, index)
+    elif isinstance(array, da.Array):
         taken = array
         for axis, i in enumerate(index):  # one axis at a time: Dask has no orthogonal indexing by several arrays
             if not isinstance(i, slice) or i != slice(0, array.shape[axis]):
@@ -273,6 +325,16 @@ def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str
         source = Grid(array, axes, index, _stored_chunks(array))
     rows, cols = (_side_labels(field, side, where) for side in (sample_dims, features))
     return Opened(source, rows, cols, name)
+
+
+def _sparse_source(
+    array: Sparse | StoredSparse, axes: tuple[tuple[int, ...], tuple[int, ...]], index: tuple[Any, ...]
+) -> Source:
+    base = array if axes == ((0,), (1,)) else array.T
+    rows, cols = index[axes[0][0]], index[axes[1][0]]
+    if all(isinstance(i, slice) and i == slice(0, n) for i, n in zip((rows, cols), base.shape, strict=True)):
+        return base
+    return Picked(base, (rows, cols))
 
 
 def _stored_chunks(array: Any) -> tuple[int, ...]:
@@ -317,6 +379,8 @@ def _index(dim: str, size: int, wanted: Any, coords: Mapping[str, Coord]) -> sli
     if at.dtype == bool:
         if at.shape != (size,):
             raise InputError(f"select: the mask for {dim!r} has shape {at.shape}, the dim has {size} positions")
+        if not at.any():
+            raise InputError(f"select: the mask for {dim!r} is False everywhere: nothing is left")
         return np.flatnonzero(at)
     if at.dtype.kind not in "iu":
         raise InputError(f"select: {dim!r} takes a slice, positions or a boolean mask, not {at.dtype}")
@@ -342,11 +406,7 @@ def _by_label(dim: str, wanted: slice, coords: Mapping[str, Coord]) -> Any:
 
 def _check_numeric(dtype: Any, name: str) -> None:
     kind = np.dtype(dtype).kind
-    if kind == "c":
-        raise InputError(
-            f"Complex data not supported: {name} is {dtype}; take its real and imaginary parts as features"
-        )
-    if kind not in "biuf":
+    if kind not in "biufc":
         raise InputError(f"{name} holds {dtype}, not numbers: choose a numeric variable or convert it first")
 
 

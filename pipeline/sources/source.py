@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["COLUMNS", "ROWS", "Hollow", "InMemory", "Range", "Source", "covered", "even_cuts"]
+from pipeline.kernels.implicit import ImplicitBlock
+
+__all__ = [
+    "COLUMNS",
+    "ROWS",
+    "Hollow",
+    "ImplicitSource",
+    "InMemory",
+    "Range",
+    "Source",
+    "covered",
+    "even_cuts",
+    "joined_cuts",
+]
 
 Range = tuple[int, int]
 ROWS, COLUMNS = 0, 1  # the side along which a matrix is cut: blocks of whole rows, or of whole columns
@@ -32,6 +46,11 @@ class Source(Protocol):
         ...
 
     @property
+    def implicit(self) -> bool:
+        """Whether its blocks can be had without being made dense: then it has `together` and `block` too."""
+        ...
+
+    @property
     def layout(self) -> str:
         """How the entries are stored, in words."""
         ...
@@ -49,6 +68,10 @@ class Source(Protocol):
         """Positions, 0 and the end among them, that cut a side in blocks of at most `longest`, along stored chunks."""
         ...
 
+    def unit(self, side: int) -> int:
+        """Length of a stored chunk along a side: blocks that are shorter open the same chunks again and again."""
+        ...
+
     def touched(self, side: int, cuts: np.ndarray) -> int:
         """Decoded bytes of all chunks that a walk over the blocks between the cuts opens."""
         ...
@@ -64,6 +87,36 @@ class Source(Protocol):
     def hollow(self) -> Source:
         """The source without the data (or the graph) that it holds: what is sent to workers, to be `given` inputs."""
         ...
+
+
+class ImplicitSource(Source, Protocol):
+    """A source whose entries are mostly zero, or not stored at all."""
+
+    @property
+    def density(self) -> float:
+        """Share of the entries that are stored."""
+        ...
+
+    def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
+        """Those of the cuts between which a block that is not made dense has about so many bytes."""
+        ...
+
+    def block(self, rows: Range, cols: Range) -> ImplicitBlock:
+        """The rectangle as it is."""
+        ...
+
+
+def joined_cuts(cuts: np.ndarray, most: float) -> np.ndarray:
+    """Some of the cuts, the first and the last among them, at most so far apart where the cuts allow it.
+
+    >>> joined_cuts(np.array([0, 2, 4, 6, 7]), 5).tolist()
+    [0, 4, 7]
+    """
+    kept = [int(cuts[0])]
+    for before, cut in pairwise(cuts[1:].tolist()):
+        if cut - kept[-1] > most:
+            kept.append(before)
+    return np.array([*kept, int(cuts[-1])]) if len(cuts) > 1 else cuts
 
 
 def even_cuts(length: int, longest: int, unit: int = 1, first: int | None = None) -> np.ndarray:
@@ -95,6 +148,7 @@ class InMemory:
     """A stretch of a matrix that was sent to a task as a dense array."""
 
     held = True
+    implicit = False
     layout = "in memory"
     collections = ()
 
@@ -112,6 +166,9 @@ class InMemory:
 
     def cuts(self, side: int, longest: int) -> np.ndarray:
         return even_cuts(self.shape[side], longest)
+
+    def unit(self, side: int) -> int:
+        return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return int(self.array.nbytes)

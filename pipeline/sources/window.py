@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from pipeline.sources.source import ROWS, Range, Source
+from pipeline.kernels.implicit import ImplicitBlock
+from pipeline.sources.source import ROWS, ImplicitSource, Range, Source
 
 __all__ = ["Window"]
 
@@ -43,9 +44,27 @@ class Window:
     def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
         return self.base.read((rows[0] + self.start, rows[1] + self.start), cols, out)
 
+    @property
+    def implicit(self) -> bool:
+        return self.base.implicit
+
+    @property
+    def density(self) -> float:
+        return cast(ImplicitSource, self.base).density
+
+    def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
+        shift = self.start if side == ROWS else 0
+        return cast(ImplicitSource, self.base).together(side, cuts + shift, nbytes) - shift
+
+    def block(self, rows: Range, cols: Range) -> ImplicitBlock:
+        return cast(ImplicitSource, self.base).block((rows[0] + self.start, rows[1] + self.start), cols)
+
     def cuts(self, side: int, longest: int) -> np.ndarray:
         cuts = self.base.cuts(side, longest)
         return np.unique(np.clip(cuts, self.start, self.stop)) - self.start if side == ROWS else cuts
+
+    def unit(self, side: int) -> int:
+        return self.base.unit(side)
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self.base.touched(side, cuts + self.start if side == ROWS else cuts)

@@ -1,0 +1,48 @@
+"""Blocks of rows made ready: shifted by a pilot, so that nothing large cancels, checked, and their sums taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.kernels.blocks import absent_columns, checked_sums, pilot_mean, take_out
+
+__all__ = ["SHIFTED", "Rows", "shifted"]
+
+SHIFTED = "shifted rows"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows (m, d) less the pilot (d,), times the roots of their weights; zero where features are absent (d,).
+
+    `sums` (d,) are those of the shifted rows, each counted by its weight; `energy` is their sum of squares.
+    """
+
+    x: np.ndarray
+    pilot: np.ndarray
+    absent: np.ndarray
+    sums: np.ndarray
+    energy: float
+    weight: float
+
+
+def shifted(x: np.ndarray, weights: np.ndarray | None, first: Rows | None) -> Rows:
+    """Make a block ready in place, with the pilot of the first block of its run.
+
+    Raises NonfiniteError where an entry is NaN or Inf, InputError where sums overflow.
+    """
+    if first is None:
+        absent = absent_columns(x)
+        pilot = pilot_mean(x, absent)
+    else:
+        absent, pilot = first.absent, first.pilot
+    take_out(x, pilot, absent, check=first is not None)
+    roots = None if weights is None else np.sqrt(weights)
+    if roots is not None:
+        x *= roots[:, None].astype(x.dtype)
+    sums = checked_sums(x, roots)
+    with np.errstate(over="ignore"):  # what overflows is multiplied in float64
+        energy = float(np.vdot(x, x).real)
+    return Rows(x, pilot, absent, sums, energy, float(len(x)) if weights is None else float(weights.sum()))
