@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.fold import Fold
+from pipeline.fold import Fold, ready
 from pipeline.sources import ROWS
 
 __all__ = ["Collected", "Cut", "Drawn", "Filled", "RowMap", "Sieve", "Signs", "Through", "collected", "standardised"]
@@ -43,7 +43,10 @@ class Through:
         inner, weights = self.inner, getattr(self.inner, "weights", None)
         if weights is not None:
             inner = replace(inner, weights=weights[rows])  # type: ignore[type-var]
-        return inner.block(x, (0, len(x)) if weights is not None else (int(rows[0]), int(rows[-1]) + 1), held, scratch)
+        at = (0, len(x)) if weights is not None else (int(rows[0]), int(rows[-1]) + 1)
+        made = ready(inner, x, at, scratch.get("first"))
+        scratch.setdefault("first", made)  # what the next blocks of the same run are shifted by
+        return inner.block(made, at, held, scratch)
 
     def combine(self, a: Any, b: Any) -> Any:
         if a is None or b is None:
