@@ -24,7 +24,7 @@ from pipeline.labels import Labels
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Prepared, prepare_solver
 from pipeline.provenance import provenance
-from pipeline.robust import METHODS, Options, Robust
+from pipeline.robust import METHODS, SEARCHES, Options, Robust
 from pipeline.robust.method import INNER, Certificate, looked
 from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, scores_of
@@ -145,7 +145,7 @@ class RobustPCA(PCA):
         choices = {
             "method": tuple(METHODS),
             "scale": (None, "mad", "std"),
-            "search": ("block", "deflation"),
+            "search": tuple(SEARCHES),
             "solver": ("auto", *INNER),
         }
         for name, known in choices.items():

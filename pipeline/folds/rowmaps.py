@@ -16,7 +16,7 @@ from pipeline.errors import NonfiniteError
 from pipeline.fold import Fold, ready
 from pipeline.sources import ROWS
 
-__all__ = ["Collected", "Cut", "Drawn", "Filled", "RowMap", "Sieve", "Signs", "Through", "collected", "standardised"]
+__all__ = ["Collected", "Cut", "Drawn", "Filled", "Moved", "RowMap", "Sieve", "Signs", "Through", "collected", "standardised"]
 
 RowMap = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -134,6 +134,16 @@ def _mixed(keys: np.ndarray, whole: bool = False) -> np.ndarray:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return z if whole else (z >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """Rows less a center (d,)."""
+
+    center: np.ndarray
+
+    def __call__(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return x - self.center.astype(x.dtype), rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.robust.deflation import Deflation
 from pipeline.robust.dpd import DensityPower
 from pipeline.robust.filter import Filter
 from pipeline.robust.method import Method, Options
@@ -15,10 +16,13 @@ from pipeline.robust.stream import Stream
 from pipeline.robust.tyler import Tyler
 from pipeline.solvers import Settings
 
-__all__ = ["METHODS", "Options", "Robust"]
+__all__ = ["METHODS", "SEARCHES", "Options", "Robust"]
+
+SEARCHES: dict[str, Callable[[Settings, Options], Method[Any]]] = {"block": Filter, "deflation": Deflation}
+"""Name to maker: how a filter finds several components."""
 
 METHODS: dict[str, Callable[[Settings, Options], Method[Any]]] = {
-    "filter": Filter,
+    "filter": lambda settings, options: SEARCHES[options.search](settings, options),
     "stream": Stream,
     "dpd": DensityPower,
     "pcp": LowRankSparse,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError
-from pipeline.folds.rowmaps import Collected, Cut, Drawn, RowMap, Sieve, Through, collected
+from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, RowMap, Sieve, Through, collected
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation
 from pipeline.matrix import Matrix
@@ -25,11 +25,11 @@ from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Filter", "FilterState"]
+__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough"]
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
-_LOOKED_AT = 20_000  # rows of the sample
+LOOKED_AT = 20_000  # rows of the sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class FilterState:
     total: float = 0.0
     sample: np.ndarray | None = None
     inflation: float = 1.0
+    center: np.ndarray | None = None
     reason: str | None = None
 
 
@@ -53,6 +54,8 @@ class Filter:
 
     settings: Settings
     options: Options
+    alone: bool = False
+    """Whether it looks along the components asked for only."""
     name: ClassVar[str] = "filter"
 
     def surveyed(self) -> bool:
@@ -64,13 +67,15 @@ class Filter:
 
     def begin(self, X: Matrix, start: Start, maps: tuple[RowMap, ...]) -> FilterState:
         check_enough(X, self.settings.rank, self.options.eps)
-        return FilterState(maps, self._inner(X).init(X))
+        if isinstance(self.options.center, str) and start.center is not None:
+            maps = (*maps, Moved(start.center))
+        return FilterState(maps, self._inner(X).init(X), center=start.center)
 
     def fold(self, X: Matrix, state: FilterState) -> Through:
         maps = (*state.maps, state.sieve)
         if state.found is None:
             return Through(self._inner(X).fold(X, state.inner), maps)
-        drawn = Drawn(_LOOKED_AT / max(state.found.n_samples, 1), self.settings.seed + state.round)
+        drawn = Drawn(LOOKED_AT / max(state.found.n_samples, 1), self.settings.seed + state.round)
         return Through(Collected(partial(looked, state.found), X.work_dtype), (*maps, drawn))
 
     def step(self, X: Matrix, state: FilterState, summary: Any) -> FilterState:
@@ -125,6 +130,8 @@ class Filter:
         sample = np.column_stack([state.sample[:, :k], np.sqrt(beyond)])
         removed = max(state.total - found.n_samples, 0.0) / state.total
         certificate = self._certificate(state, removed, len(sample))
+        if isinstance(self.options.center, str) and state.center is not None:
+            found = replace(found, mean=state.center, centered=True)
         return Found(found.truncate(k), certificate, removed, state.sieve, sample, measured=True)
 
     def _certificate(self, state: FilterState, removed: float, looked_at: int) -> Certificate:
@@ -141,7 +148,9 @@ class Filter:
         return Certificate(True, f"{what}; {ratio}, within the {most:.3g} that is allowed")
 
     def _inner(self, X: Matrix) -> Solver[Any]:
-        return inner_solver(X, replace(self.settings, rank=wider(X, self.settings.rank)), self.options.solver)
+        rank = self.settings.rank if self.alone else wider(X, self.settings.rank)
+        center = self.settings.center and not isinstance(self.options.center, str)
+        return inner_solver(X, replace(self.settings, rank=rank, center=center), self.options.solver)
 
 
 @dataclass(frozen=True)
