@@ -361,6 +361,8 @@ def _words(facts: dict[str, Any]) -> dict[str, str]:
         "passes": str(facts["passes"]),
     }
     for name, value in facts["provenance"].items():
+        if name == "cuts":  # of a filter: arrays, as text
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k}={v}" for k, v in value.items() if v is not None)
         if not isinstance(value, list):  # one entry a walk, for the report

@@ -25,6 +25,7 @@ from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Prepared, prepare_solver
 from pipeline.provenance import provenance
 from pipeline.robust import METHODS, SEARCHES, Options, Robust
+from pipeline.robust.cuts import read_cuts
 from pipeline.robust.method import INNER, Certificate, looked
 from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, scores_of
@@ -52,8 +53,9 @@ class RobustPCA(PCA):
     method : {'filter', 'stream', 'dpd', 'pcp', 'spherical', 'tyler'}
         'filter': rows that lie are found along the leading directions and cut off, in several passes (Diakonikolas,
         Kane, Pensia and Pittas 2023); 'stream': the same in one pass, also by `partial_fit`; 'dpd': entries that lie
-        lose their weight (Roy, Basu and Ghosh 2021); 'spherical': spatial signs about the geometric median (Locantore et
-        al. 1999); 'tyler': Tyler's M-estimator (1987), for up to some thousand features.
+        lose their weight (Roy, Basu and Ghosh 2021); 'pcp': low rank plus sparse (Candès et al. 2011); 'spherical':
+        spatial signs about the geometric median (Locantore et al. 1999); 'tyler': Tyler's M-estimator (1987), for up
+        to some thousand features.
     eps : float
         Upper bound on the share of rows that lie, in [0, 0.5).
     center : bool, 'median' or 'median_of_means'
@@ -93,6 +95,8 @@ class RobustPCA(PCA):
     >>> bool((pca.outlier_score_(X)[:100] > 1).all())
     True
     """
+
+    center: Any
 
     def __init__(
         self,
@@ -164,7 +168,7 @@ class RobustPCA(PCA):
             alpha,
             self.search,
             self.solver,
-            self.missing,  # type: ignore[arg-type]
+            self.missing,
         )
 
     def prepare(self, matrix: Matrix, with_scores: bool = False) -> Prepared:
@@ -236,8 +240,8 @@ class RobustPCA(PCA):
         matrix = self.matrix(X) if hasattr(self, "subspace_") else open_for_fit(clone(self), X)
         if matrix.shape[1] != self.state_.width:
             raise InputError(
-                f"X has {matrix.shape[1]} features, but {type(self).__name__} is expecting {self.state_.width} features "
-                "as input: a stream cannot change its width"
+                f"X has {matrix.shape[1]} features, but {type(self).__name__} is expecting {self.state_.width} "
+                "features as input: a stream cannot change its width"
             )
         return matrix
 
@@ -279,7 +283,8 @@ class RobustPCA(PCA):
         """How strange each row is (n,): the larger of score distance and orthogonal distance, each over its cut-off.
 
         Above 1 lies what is flagged: 2.5 % of normal data by either distance (Hubert, Rousseeuw and Vanden Branden
-        2005). Rows of which more than half is missing have the score inf.
+        2005). Rows that a filter has cut off lie above 1 in any case, at their distance over its threshold; rows of
+        which more than half is missing have the score inf.
 
         Parameters
         ----------
@@ -292,8 +297,27 @@ class RobustPCA(PCA):
         check_is_fitted(self)
         apply = partial(_outlier_score, self.subspace_, self.missing != "error")
         return self._applied(
-            X, RowFunction(apply, 0, "outlier_score", self.subspace_.present, infinite=True), out, overwrite
+            X,
+            RowFunction(
+                apply, 0, "outlier_score", self.subspace_.present, identity=self._identity("score"), infinite=True
+            ),
+            out,
+            overwrite,
         )
+
+    def flag(self, X: Any, out: str | PathLike[str] | None = None, overwrite: bool = False) -> Any:
+        """Whether each row is an outlier (n,): its score is above 1. Stored flags are numbers, 1 for an outlier.
+
+        Takes, gives and raises what `outlier_score_` does.
+        """
+        check_is_fitted(self)
+        apply = partial(_flag, self.subspace_, self.missing != "error")
+        function = RowFunction(apply, 0, "outlier", self.subspace_.present, identity=self._identity("flag"))
+        flags = self._applied(X, function, out, overwrite)
+        return flags if out is not None else flags > 0
+
+    def _identity(self, what: str) -> str:
+        return f"{what} {self.get_params()} {self.subspace_.fingerprint()}"
 
     def decompose(
         self, X: Any, low_rank: str | PathLike[str] | None = None, sparse: str | PathLike[str] | None = None
@@ -324,6 +348,7 @@ class RobustPCA(PCA):
                 features.size,
                 name,
                 self.subspace_.present,
+                identity=self._identity(name),
                 across=features,
                 infinite=not self.subspace_.present.all(),
             )
@@ -335,6 +360,10 @@ def _part(subspace: Subspace, i: int, rows: np.ndarray) -> np.ndarray:
     return split_rows(subspace, rows)[i].astype(np.float32 if rows.dtype == np.float32 else np.float64)
 
 
+def _flag(subspace: Subspace, fill: bool, rows: np.ndarray) -> np.ndarray:
+    return (_outlier_score(subspace, fill, rows) > 1).astype(np.float64)
+
+
 def _outlier_score(subspace: Subspace, fill: bool, rows: np.ndarray) -> np.ndarray:
     """Scores of rows; with `fill` gaps are as the mean, and rows that are mostly gaps are infinitely far."""
     scores = np.full(len(rows), np.inf)
@@ -342,4 +371,9 @@ def _outlier_score(subspace: Subspace, fill: bool, rows: np.ndarray) -> np.ndarr
     if fill:
         rows, kept = Filled(subspace.mean)(rows, kept)
     scores[kept] = scores_of(subspace, looked(subspace, rows), subspace.provenance["robust"])
+    if "cuts" in subspace.provenance:
+        for cut in read_cuts(subspace.provenance["cuts"]).cuts:
+            ratio = np.sqrt(cut.squares(rows) / cut.threshold) if cut.threshold > 0 else np.full(len(rows), np.inf)
+            out = ratio >= 1
+            scores[kept[out]] = np.maximum(scores[kept[out]], np.maximum(ratio[out], np.nextafter(1, 2)))
     return scores

@@ -16,7 +16,19 @@ from pipeline.errors import NonfiniteError
 from pipeline.fold import Fold, ready
 from pipeline.sources import ROWS
 
-__all__ = ["Collected", "Cut", "Drawn", "Filled", "Moved", "RowMap", "Sieve", "Signs", "Through", "collected", "standardised"]
+__all__ = [
+    "Collected",
+    "Cut",
+    "Drawn",
+    "Filled",
+    "Moved",
+    "RowMap",
+    "Sieve",
+    "Signs",
+    "Through",
+    "collected",
+    "standardised",
+]
 
 RowMap = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -68,6 +80,11 @@ class Cut:
 
     def outside(self, x: np.ndarray) -> np.ndarray:
         """(m,) bool; rows with NaN among the features that count are not outside."""
+        with np.errstate(invalid="ignore"):
+            return self.squares(x) >= self.threshold
+
+    def squares(self, x: np.ndarray) -> np.ndarray:
+        """(m,) what is held against the threshold."""
         count = self.lens.any(axis=1)
         if not count.all():
             x = np.where(count, x, 0)
@@ -75,7 +92,7 @@ class Cut:
         rest = (self.mean - pilot) @ self.lens + self.center
         y = (x - pilot) @ self.lens.astype(x.dtype) - rest
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.einsum("ij,ij->i", y, y) >= self.threshold
+            return np.einsum("ij,ij->i", y, y)
 
 
 @dataclass(frozen=True)

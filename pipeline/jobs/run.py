@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -89,7 +89,7 @@ def open_source(spec: SourceSpec) -> Matrix:
     )
 
 
-_ESTIMATORS = {"PCA": PCA, "RobustPCA": RobustPCA, "TruncatedSVD": TruncatedSVD}
+_ESTIMATORS: dict[str, Any] = {"PCA": PCA, "RobustPCA": RobustPCA, "TruncatedSVD": TruncatedSVD}
 
 
 def make_estimator(spec: ModelSpec) -> PCA | TruncatedSVD:

@@ -13,7 +13,6 @@ __all__ = ["Fit", "Sums", "column_sums_of", "errors_scale", "fitted_rows", "refi
 
 _TURNS = 60  # of the fixed point of a row
 _LEAST = 64  # powers of two below one unit, and above, that errors are told apart by
-_CLIP = 3.0  # units that an entry may count for in the first guess
 
 
 class Fit(NamedTuple):
@@ -28,8 +27,8 @@ class Sums(NamedTuple):
     """What columns are fitted from, added over rows.
 
     Products (d, k + 1, k + 1) and (d, k + 1) of [scores, 1] with the weights; moments (k, k) and sums (k,) of the
-    scores; weighted squares of the errors, rows, how many entries lost more than half of their weight, and how many errors there
-    are of each power of two.
+    scores; weighted squares of the errors, rows, how many entries lost more than half of their weight, and how many
+    errors there are of each power of two.
     """
 
     normal: np.ndarray
@@ -41,28 +40,30 @@ class Sums(NamedTuple):
     outlying: int
     sizes: np.ndarray
 
-    def __add__(self, other: tuple) -> Sums:  # type: ignore[override]
+    def __add__(self, other: tuple) -> Sums:
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def fitted_rows(z: np.ndarray, basis: np.ndarray, alpha: float, sigma: np.ndarray) -> Fit:
     """Scores of rows (m, d) on the columns of `basis` (d, k), each row by itself.
 
-    The scale comes down from one unit to `sigma` (d,) by halves, so that a first guess far off finds its way.
+    The scale comes down by halves to `sigma` (d,), from where no entry of a row is far off yet: so the row finds its
+    way from least squares, which entries that lie may have led astray.
     """
     k = basis.shape[1]
     pairs = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
-    scores = (np.clip(z, -_CLIP, _CLIP) if alpha else z) @ basis @ np.linalg.pinv(basis.T @ basis)
+    scores = z @ basis @ np.linalg.pinv(basis.T @ basis)
     errors, weights = z - scores @ basis.T, np.ones_like(z)
-    scale = 1.0
+    scale = np.maximum(0.5 * np.abs(errors).max(axis=1, initial=0.0), 1.0)[:, None]
     finest = float(sigma.min(initial=1.0))
     for _ in range(_TURNS if alpha else 0):
         weights = np.exp(-0.5 * alpha * np.square(errors / np.maximum(scale, sigma)))
         before, scores = scores, _solved((weights @ pairs).reshape(-1, k, k), (weights * z) @ basis)
         errors = z - scores @ basis.T
-        if scale <= finest and np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300):
+        settled = np.abs(scores - before).max(initial=0.0) <= 1e-9 * np.abs(scores).max(initial=1e-300)
+        if settled and (scale <= finest).all():
             break
-        scale *= 0.5
+        scale = 0.5 * scale
     return Fit(scores, weights, errors)
 
 

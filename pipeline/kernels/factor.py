@@ -1,8 +1,8 @@
 """The scatter of rows, kept small: what a stream remembers of the rows that have passed.
 
-For up to 256 features it is the scatter itself; for more, R (r, d) with R^T R nearly the scatter: the leading directions
-times their singular values, with the whole trace beside them. Two are merged by the formula of Chan, Golub and LeVeque
-(1983), thin ones by a small SVD.
+For up to 256 features it is the scatter itself; for more, R (r, d) with R^T R nearly the scatter: the leading
+directions times their singular values, with the whole trace beside them. Two are merged by the formula of Chan, Golub
+and LeVeque (1983), thin ones by a small SVD.
 """
 
 from __future__ import annotations

@@ -141,8 +141,8 @@ def excess_cut(squares: np.ndarray, dims: int, worth: float) -> float:
     """Where the tail of squared distances is to be cut so that it is as long as that of normal data; inf: nowhere.
 
     The adaptive rule of Gervini and Yohai (2002), with their supremum taken only where it is no work of chance: on
-    clean normal data nothing is cut, so nothing is lost. Distances in an estimated metric are distributed as Hotelling's
-    T^2; the estimate is worth that of so many rows (Hardin and Rocke 2005).
+    clean normal data nothing is cut, so nothing is lost. Distances in an estimated metric are distributed as
+    Hotelling's T^2; the estimate is worth that of so many rows (Hardin and Rocke 2005).
     """
     n = squares.size
     ordered = np.sort(squares)
@@ -152,7 +152,7 @@ def excess_cut(squares: np.ndarray, dims: int, worth: float) -> float:
     dof = max(worth, dims + 1.0)
     ratio = ordered[first:] * (dof - dims + 1) / (dof * dims)
     beyond, expected = n - np.arange(first, n), n * f.sf(ratio, dims, dof - dims + 1)
-    surprising = poisson.sf(beyond - 1, expected) < _CHANCE / n
+    surprising = np.asarray(poisson.sf(beyond - 1, expected) < _CHANCE / n)
     if not surprising.any():
         return np.inf
     cut = int(np.ceil((beyond - expected)[surprising].max()))
@@ -218,12 +218,13 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
 
 
 def _long_tailed(y: np.ndarray, known: np.ndarray | None, directions: np.ndarray, worth: float) -> np.ndarray:
-    """(q,) bool: directions along which more rows than by chance lie beyond one of some quantiles: those worth a look."""
+    """(q,) bool: directions along which more rows than by chance lie beyond one of some quantiles."""
     middle, spread = _scale(y, known, directions)
     beyond = np.abs(y @ directions - middle) / np.where(spread > 0, spread, np.inf)
     levels = np.array([1 - _INNER, 5e-3, 1e-3, 1e-4, 1e-6, 1e-9])
     counts = np.stack([(beyond >= level).sum(axis=0) for level in t.isf(levels / 2, max(worth, 2.0))])
-    return np.asarray((poisson.sf(counts - 1, len(y) * levels[:, None]) < _CHANCE / len(y)).any(axis=0))
+    chance = np.asarray(poisson.sf(counts - 1, len(y) * levels[:, None]))
+    return np.asarray((chance < _CHANCE / len(y)).any(axis=0))
 
 
 def _scale(y: np.ndarray, known: np.ndarray | None, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,7 @@ def read_state(store: str | PathLike[str]) -> StreamState:
 
     try:
         group = zarr.open_group(store, mode="r")
-        attrs = dict(group.attrs)
+        attrs: dict[str, Any] = dict(group.attrs)
         arrays = {name: np.asarray(array[:]) for name, array in group.arrays()}
     except Exception as error:  # whatever the storage below raises, the way out is the same
         raise StoreError(f"{store} holds no state of a stream that can be read ({error})") from error

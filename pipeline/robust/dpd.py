@@ -183,7 +183,7 @@ class DensityPower:
     def _rank(self, X: Matrix) -> int:
         if self.settings.rank.open:
             raise InputError(
-                f"n_components={self.settings.rank.wanted!r}: method={self.options.method!r} needs a number of components"
+                f"n_components={self.settings.rank.wanted!r}: method={self.options.method!r} needs a number"
             )
         return self.settings.rank.most(*X.shape)
 

@@ -72,7 +72,7 @@ class Filter:
         return FilterState(maps, self._inner(X).init(X), center=start.center)
 
     def fold(self, X: Matrix, state: FilterState) -> Through:
-        maps = (*state.maps, state.sieve)
+        maps: tuple[RowMap, ...] = (*state.maps, state.sieve)
         if state.found is None:
             return Through(self._inner(X).fold(X, state.inner), maps)
         drawn = Drawn(LOOKED_AT / max(state.found.n_samples, 1), self.settings.seed + state.round)

@@ -75,6 +75,8 @@ class Found:
     sieve: Sieve = field(default_factory=Sieve)
     sample: np.ndarray | None = None
     measured: bool = False
+    judges_rows: bool = False
+    """Whether eps is held against the rows beyond the cut-offs, where none were cut off."""
 
 
 class Method(Protocol[St]):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import chi2
 
-from pipeline.errors import ConvergenceError, InputError
+from pipeline.driver import check_entries
+from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
 from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Through, collected
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
 from pipeline.matrix import Matrix
-from pipeline.robust.method import Found, Method, Options, Start, looked
+from pipeline.robust.cuts import written_cuts
+from pipeline.robust.filter import check_enough
+from pipeline.robust.method import Certificate, Found, Method, Options, Start, looked
 from pipeline.robust.survey import Survey, sample_size, start_from
 from pipeline.solvers import Settings
 from pipeline.solvers.solver import Cost
@@ -45,15 +48,8 @@ class Robust:
     options: Options
     method: Method[Any]
 
-    @property
-    def name(self) -> str:
-        """Of the method."""
-        return self.method.name
-
-    @property
-    def exact(self) -> bool:
-        """Never: what is robust is no exact answer for all rows."""
-        return False
+    name: ClassVar[str] = "robust"
+    exact: ClassVar[bool] = False
 
     def cost(self, X: Matrix) -> Cost:
         cost = self.method.cost(X)
@@ -71,6 +67,7 @@ class Robust:
 
     def init(self, X: Matrix) -> RobustState:
         self.settings.rank.most(*X.shape)
+        check_enough(X, self.settings.rank, self.options.eps)
         return RobustState() if self._surveyed() else self._begun(X, Start())
 
     def fold(self, X: Matrix, state: RobustState) -> Fold[Any]:
@@ -80,12 +77,17 @@ class Robust:
         if state.found is None:
             return self.method.fold(self._seen(X, state.start), state.inner)
         drawn = Drawn(_LOOKED_AT / max(X.shape[0], 1), self.settings.seed)
-        maps = (*self._maps(state.start), state.found.sieve, drawn)
+        maps: tuple[RowMap, ...] = (*self._maps(state.start), state.found.sieve, drawn)
         return Through(Collected(partial(looked, state.found.subspace), X.work_dtype), maps)
 
     def step(self, X: Matrix, state: RobustState, summary: Any) -> RobustState:
         if state.start is None:
-            return self._begun(X, start_from(summary, X, self.options, self.options.missing))
+            try:
+                start = start_from(summary, X, self.options, self.options.missing)
+            except NonfiniteError as error:
+                check_entries(X)
+                raise InputError(f"{X.name}: {error}") from error
+            return self._begun(X, start)
         if state.found is not None:
             return replace(state, sample=collected(summary, state.found.subspace.k + 1))
         seen = self._seen(X, state.start)
@@ -117,17 +119,23 @@ class Robust:
         if not found.measured:
             subspace, sample = measured(subspace, sample)
         cutoffs = cutoffs_of(subspace, sample)
-        fraction = found.removed
+        fraction, certificate = found.removed, found.certificate
         if fraction is None:
             fraction = float((scores_of(subspace, sample, cutoffs) > 1).mean())
+        # Of normal data one in twenty is flagged; 1.5 eps, as some that do not lie are taken for those that do.
+        if found.judges_rows and fraction > 1.5 * self.options.eps + 1.5 * 2 * (1 - LEVEL) + 2 / np.sqrt(len(sample)):
+            words = f"{100 * fraction:.2g} % of the rows lie beyond the cut-offs, more than eps={self.options.eps:g}"
+            certificate = Certificate(False, f"{words} promises; {certificate.text}")
         story = {
-            "method": self.name,
+            "method": self.method.name,
             "eps": float(self.options.eps),
             "outlier_fraction": float(fraction),
-            "certificate": {"holds": bool(found.certificate.holds), "text": found.certificate.text},
+            "certificate": {"holds": bool(certificate.holds), "text": certificate.text},
             **cutoffs,
         }
-        return replace(subspace, provenance={**subspace.provenance, "robust": story})
+        cuts = written_cuts(found.sieve)
+        kept = {} if cuts is None else {"cuts": cuts}
+        return replace(subspace, provenance={**subspace.provenance, "robust": story, **kept})
 
     def _surveyed(self) -> bool:
         o = self.options
@@ -139,6 +147,10 @@ class Robust:
         )
 
     def _begun(self, X: Matrix, start: Start) -> RobustState:
+        if start.sample is not None and start.whole and len(start.sample):
+            rows = np.nan_to_num(start.sample)
+            if not np.ptp(rows, axis=0).any():
+                raise InputError(f"the rows of {X.name} are all the same: there is no direction in which they vary")
         seen = self._seen(X, start)
         return RobustState(start, self.method.begin(seen, start, self._maps(start)))
 

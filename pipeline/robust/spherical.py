@@ -135,7 +135,9 @@ class Spherical:
         found = replace(found, mean=state.median.center, centered=self.settings.center)
         settled = state.median.moved < _PASSES
         text = f"the center {'settled' if settled else 'did not settle'} in {state.median.moved} passes over the data"
-        return Found(found, Certificate(settled, text + "; signs withstand outliers that share no direction"))
+        return Found(
+            found, Certificate(settled, text + "; signs withstand outliers that share no direction"), judges_rows=True
+        )
 
     def _inner(self, X: Matrix) -> Solver[Any]:
         return inner_solver(X, replace(self.settings, center=False), self.options.solver)

@@ -3,8 +3,8 @@
 Rows come in stages. The first is held in memory and filtered as a whole (`filter`); from then on every block is held
 against a uniform sample of all rows so far, along its own leading directions, before what is left of it is added to the
 factor. So neither rows that lie early, late, nor all at once are taken for normal, as long as few of the sample lie.
-After each stage, each three times as long as all before it, the cuts are made anew, and a factor that the sample contradicts
-is begun again. After Diakonikolas, Kane, Pensia and Pittas (2023), whose stream filters fresh batches likewise.
+After each stage, each three times as long as all before it, the cuts are made anew, and a factor that the sample
+contradicts is begun again. After Diakonikolas, Kane, Pensia and Pittas (2023), whose stream filters fresh batches.
 """
 
 from __future__ import annotations
@@ -234,14 +234,16 @@ def looked_over(state: StreamState) -> StreamState:
         sieve = Sieve()
     kept, _ = sieve(state.sample.rows, np.arange(len(state.sample.rows)))
     state = replace(state, cuts=sieve.cuts, looked_at=state.seen)
-    if _contradiction(state, state.factor, kept) <= filter_tolerance(state.eps, len(kept)):
+    before = state.factor
+    assert before is not None
+    if _contradiction(state, before, kept) <= filter_tolerance(state.eps, len(kept)):
         return state
     factor = factor_of_rows(kept, state.rank, state.center)
     return replace(state, factor=factor, kept=len(kept), restarts=state.restarts + 1)
 
 
 def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> float:
-    """How many times larger a variance of the factor, or smaller, is than that of the rows of the sample that are kept."""
+    """How many times a variance of the factor is larger, or smaller, than that of the rows of the sample kept."""
     if not factor.n:
         return np.inf
     many = state.k + 10
@@ -449,7 +451,7 @@ class Stream:
         if at.factor is None:
             parts = sorted(summary or [], key=lambda part: part[0])
             z = np.concatenate([part for _, part, _ in parts]) if parts else np.zeros((0, X.shape[1]))
-            present = ~np.isnan(z).all(axis=0) if len(z) else np.ones(X.shape[1], bool)
+            present = np.asarray(~np.isnan(z).all(axis=0)) if len(z) else np.ones(X.shape[1], bool)
             at = absorbed(at, np.where(present, z, 0.0))
         elif summary is not None:
             at = _after(at, summary)
@@ -482,7 +484,9 @@ def placed(found: Found, X: Matrix, present: np.ndarray) -> Found:
     subspace = replace(
         s, components=components, mean=np.where(present, mean, np.nan), weights=X.weights, features=X.features
     )
-    return replace(found, subspace=subspace, sieve=Sieve())
+    back = np.divide(1.0, factor, out=np.zeros_like(factor), where=factor != 0)
+    cuts = (replace(cut, mean=cut.mean * back, lens=cut.lens * factor[:, None]) for cut in found.sieve.cuts)
+    return replace(found, subspace=subspace, sieve=Sieve(tuple(cuts)))
 
 
 def _stage_end(X: Matrix, start: int, least: int) -> int:

@@ -72,7 +72,7 @@ def start_from(found: Surveyed, X: Matrix, options: Options, missing: str) -> St
     Raises NonfiniteError where an entry of the sample is no number and `missing` does not allow for it.
     """
     sample = found.sample.astype(np.float64)
-    absent = np.isnan(sample).all(axis=0)
+    absent = np.asarray(np.isnan(sample).all(axis=0))
     whole = len(sample) >= X.shape[0]
     some = sample[:, ~absent]
     if np.isinf(some).any() or (missing == "error" and not np.isfinite(some).all()):

@@ -136,4 +136,4 @@ class Tyler:
         )
         holds = state.reason == CONVERGED
         text = f"the fixed point {'was reached' if holds else 'was not reached'} to {state.change:.1e} in "
-        return Found(answer.subspace(X, s), Certificate(holds, f"{text}{state.passes} passes"))
+        return Found(answer.subspace(X, s), Certificate(holds, f"{text}{state.passes} passes"), judges_rows=True)
