@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from functools import partial
 from numbers import Real
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +30,7 @@ from pipeline.robust import METHODS, SEARCHES, Options, Robust
 from pipeline.robust.cuts import read_cuts
 from pipeline.robust.method import INNER, Certificate, looked
 from pipeline.robust.pcp import split_rows
-from pipeline.robust.solver import check_eps, scores_of
+from pipeline.robust.solver import check_eps, distances_of, scores_of
 from pipeline.robust.stream import Stream, StreamState, absorbed, answered, begun, looked_over, placed
 from pipeline.rowwise import RowFunction
 from pipeline.solvers import Settings
@@ -79,6 +81,8 @@ class RobustPCA(PCA):
         Share of the rows that were cut off, or whose score is above 1.
     certificate_ : Certificate
         `.holds`: whether the promise of the method holds for this answer; `.text`: what that rests on.
+    cutoffs_ : pair of float
+        Of score distances and orthogonal distances.
     state_ : StreamState
         Of a stream: `.save(path)`, `StreamState.load(path)`, `.combine(other)`; go on with `from_state`.
     components_, explained_variance_, … : as for `PCA`
@@ -276,6 +280,7 @@ class RobustPCA(PCA):
         story = subspace.provenance.get("robust")
         if story is None:
             raise InputError("this model is not of a robust method: open it with PCA or TruncatedSVD")
+        self.cutoffs_ = story["score_cutoff"], story["orthogonal_cutoff"]
         self.outlier_fraction_ = story["outlier_fraction"]
         self.certificate_ = Certificate(**story["certificate"])
 
@@ -315,6 +320,24 @@ class RobustPCA(PCA):
         function = RowFunction(apply, 0, "outlier", self.subspace_.present, identity=self._identity("flag"))
         flags = self._applied(X, function, out, overwrite)
         return flags if out is not None else flags > 0
+
+    def distances(self, X: Any) -> np.ndarray:
+        """Score distance, in standard deviations, and orthogonal distance of each row: (n, 2), in memory.
+
+        The axes of an outlier map; their cut-offs are `cutoffs_`.
+        """
+        check_is_fitted(self)
+        apply = partial(_distances, self.subspace_)
+        fill = self.subspace_.mean if self.missing == "mean" else None
+        function = RowFunction(apply, 2, "distances", self.subspace_.present, fill, self._identity("distances"))
+        return np.asarray(self._applied(X, function))
+
+    def plot_outliers(self, X: Any, out: str | PathLike[str]) -> None:
+        """Draw the outlier map of X (Hubert, Rousseeuw and Vanden Branden 2005) and write it as a PNG file."""
+        from pipeline.report.figures import outliers  # Matplotlib takes a second to import
+
+        picture = outliers(self.distances(X), self.cutoffs_)
+        Path(out).write_bytes(base64.b64decode(picture.uri.partition(",")[2]))
 
     def _identity(self, what: str) -> str:
         return f"{what} {self.get_params()} {self.subspace_.fingerprint()}"
@@ -358,6 +381,10 @@ class RobustPCA(PCA):
 
 def _part(subspace: Subspace, i: int, rows: np.ndarray) -> np.ndarray:
     return split_rows(subspace, rows)[i].astype(np.float32 if rows.dtype == np.float32 else np.float64)
+
+
+def _distances(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    return distances_of(subspace, looked(subspace, rows))
 
 
 def _flag(subspace: Subspace, fill: bool, rows: np.ndarray) -> np.ndarray:

@@ -81,13 +81,15 @@ class Robust:
         return Through(Collected(partial(looked, state.found.subspace), X.work_dtype), maps)
 
     def step(self, X: Matrix, state: RobustState, summary: Any) -> RobustState:
+        try:
+            return self._stepped(X, state, summary)
+        except NonfiniteError as error:  # in rows that were gathered: in blocks the driver looks up the place
+            check_entries(X)
+            raise InputError(f"{X.name}: {error}") from error
+
+    def _stepped(self, X: Matrix, state: RobustState, summary: Any) -> RobustState:
         if state.start is None:
-            try:
-                start = start_from(summary, X, self.options, self.options.missing)
-            except NonfiniteError as error:
-                check_entries(X)
-                raise InputError(f"{X.name}: {error}") from error
-            return self._begun(X, start)
+            return self._begun(X, start_from(summary, X, self.options, self.options.missing))
         if state.found is not None:
             return replace(state, sample=collected(summary, state.found.subspace.k + 1))
         seen = self._seen(X, state.start)
