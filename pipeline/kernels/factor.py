@@ -35,7 +35,7 @@ class Factor:
 
     def rows(self, k: int) -> np.ndarray:
         """s_i v_i^T (r, d), largest first, of up to k directions."""
-        if not self.narrow:
+        if not self.narrow or not k:
             return self.root[:k]
         values, vectors = eigh_descending(self.root, min(k, len(self.root)))
         return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T

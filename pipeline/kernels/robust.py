@@ -29,6 +29,7 @@ _STEPS = 30  # of concentration
 _INNER = 0.98  # quantile from which on a tail is looked at
 _CHANCE = 3e-5  # over n rows, of a tail that is no work of chance: many directions are looked at, again and again
 _WORTH, _MAD_WORTH = 0.5, 0.37  # share of the rows that the robust scatter, and a median deviation, are worth
+_BULK = 0.95  # of the honest rows, that lie about a scatter that is theirs
 _CONSISTENT = float(1 / norm.ppf(0.75))
 
 
@@ -80,24 +81,29 @@ def geometric_median(z: np.ndarray, passes: int = 100, tol: float = 1e-9) -> np.
     return point
 
 
-def robust_scatter(z: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def robust_scatter(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """Center (m,) and scatter (m, m) of the bulk of the rows, on the scale of normal data.
 
-    The minimum covariance determinant over a `share` (at least half) of the rows, by concentration from deterministic
+    The minimum covariance determinant over a bit less than 1 - eps of the rows, by concentration from deterministic
     starts (Hubert, Rousseeuw and Verdonck 2012), then reweighted once (Rousseeuw and Van Driessen 1999).
     """
     n, m = z.shape
-    held = min(n, max(int(np.ceil(share * n)), (n + m + 1) // 2))
+    honest = 1 - eps
+    held = min(n, max(int(np.ceil((1 - 1.2 * eps) * n)), (n + m + 1) // 2))
     middle, unit = center_and_spread(z)
     deviation = z.std(axis=0)
     unit = np.where(unit > 1e-9 * deviation, unit, np.where(deviation > 0, deviation, 1.0))
     w = (z - middle) / unit
-    best = min((_concentrated(w, start, held) for start in _starts(w)), key=lambda found: found[0])
-    _, center, scatter = best
-    distance = squared_distances(w, center, whitener_of(scatter))
-    factor = float(np.quantile(distance, held / n if held < n else 0.5))
-    factor /= chi2.ppf(held / n if held < n else 0.5, m)
-    inside = distance <= factor * chi2.ppf(0.975, m)
+    level = held / n if held < n else 0.5
+    ends = []
+    for start in _starts(w):
+        size, center, scatter = _concentrated(w, start, held)
+        distance = squared_distances(w, center, whitener_of(scatter))
+        factor = float(np.quantile(distance, level) / chi2.ppf(level, m))
+        inside = distance <= factor * chi2.ppf(0.975, m)
+        # A dense minority has the least determinant, but not as many rows about it as the bulk has.
+        ends.append((bool(inside.sum() < _BULK * honest * n), size, center, scatter, factor, inside))
+    *_, center, scatter, factor, inside = min(ends, key=lambda end: end[:2])
     if factor > 0 and inside.sum() > 2 * m:
         center = w[inside].mean(axis=0)
         part = w[inside] - center
@@ -189,7 +195,7 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     2001), which turn to small far groups.
     """
     if reference is None:
-        center, scatter = robust_scatter(z, 1 - 1.2 * eps)
+        center, scatter = robust_scatter(z, eps)
     else:
         center, scatter = reference.mean(axis=0), np.atleast_2d(np.cov(reference.T))
     whitener = whitener_of(scatter)

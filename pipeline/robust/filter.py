@@ -93,6 +93,10 @@ class Filter:
         if inner.done(at) is None:
             return replace(state, inner=at)
         found = inner.result(X, at)
+        if not found.total_variance > 0 and state.sieve.cuts:
+            raise ConvergenceError(
+                f"what is left of {X.name} is one row again and again: take a larger eps, or leave out rows that repeat"
+            )
         if not found.total_variance > 0:
             raise InputError(f"the rows of {X.name} are all the same: there is no direction in which they vary")
         return replace(state, inner=at, found=found, total=state.total or found.n_samples)
@@ -106,7 +110,7 @@ class Filter:
         real = found.singular_values > 1e-7 * found.singular_values[0]
         scores = scores[:, real]
         state = replace(state, sample=sample, inflation=inflation(scores))
-        spare = np.floor(2 * eps * state.total) - (state.total - found.n_samples)
+        spare = np.floor(min(2 * eps, 0.5) * state.total) - (state.total - found.n_samples)
         budget = int(np.ceil(max(spare, 0.0) * len(sample) / found.n_samples))
         verdict = examine(scores, eps, budget) if budget > 0 else Verdict([], np.ones(len(sample), bool))
         if not verdict.cuts:
