@@ -17,7 +17,7 @@ from pipeline.folds.rowmaps import RowMap, Through, standardised
 from pipeline.kernels.divergence import fitted_rows
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
-from pipeline.robust.dpd import DensityPower, DensityPowerState, alternated
+from pipeline.robust.dpd import DensityPower, DensityPowerState
 from pipeline.robust.method import Found, Options, Start, factor_of
 from pipeline.solvers import Settings
 from pipeline.solvers.solver import Cost
@@ -25,7 +25,7 @@ from pipeline.subspace import Subspace
 
 __all__ = ["LowRankSparse", "split_rows"]
 
-_MOST, _TRIED_ON, _ENOUGH = 40, 400, 1.1  # rank tried, rows it is tried on, errors over the least that are small enough
+_MOST, _TRIED_ON, _CLIP = 60, 1000, 3.0  # ranks, rows of the sample, and units that an entry may count for
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class LowRankSparse:
 
 
 def chosen_rank(X: Matrix, start: Start) -> int:
-    """The least rank whose errors, in a part of the sample, are within a tenth of the least that any rank leaves."""
+    """The rank before the widest gap of the singular values of the sample, its entries clipped where any may lie."""
     assert start.sample is not None
     assert start.center is not None
     factor = factor_of(X, np.isfinite(start.center))
@@ -80,22 +80,11 @@ def chosen_rank(X: Matrix, start: Start) -> int:
     z = z[:: max(1, len(z) // _TRIED_ON)]
     low, high = np.percentile(z, [25, 75])
     z = z / (float(high - low) or float(z.std()) or 1.0)
-    most = max(1, min(_MOST, *(side // 3 for side in z.shape)))
-
-    def errors(rank: int) -> float:
-        *_, left = alternated(z, rank, 1.0)
-        # As if no row and no column had been fitted.
-        free = (1 - rank / z.shape[0]) * (1 - rank / z.shape[1])
-        return max(float(np.median(np.abs(left))) / np.sqrt(free), 1e-6)
-
-    tried = {rank: errors(rank) for rank in {*(2**i for i in range(most.bit_length())), most}}
-    enough = _ENOUGH * min(tried.values())
-    high_rank = min(rank for rank in tried if tried[rank] <= enough)
-    low_rank = max((rank for rank in tried if rank < high_rank), default=0)
-    while high_rank - low_rank > 1:  # the least lies between the two
-        middle = (low_rank + high_rank) // 2
-        low_rank, high_rank = (low_rank, middle) if errors(middle) <= enough else (middle, high_rank)
-    return high_rank
+    values = np.linalg.svd(np.clip(z, -_CLIP, _CLIP), compute_uv=False)[: max(2, min(_MOST, min(z.shape) // 2))]
+    real = values[values > 1e-9 * values[0]]
+    if real.size < values.size:  # nothing is left after these
+        return max(int(real.size), 1)
+    return int(np.argmax(values[:-1] / values[1:])) + 1
 
 
 def split_rows(subspace: Subspace, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
