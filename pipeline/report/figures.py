@@ -153,7 +153,7 @@ def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
     beyond = (finite > cutoffs).any(axis=1)
     kept = np.concatenate([np.flatnonzero(~beyond)[:MOST_POINTS], np.flatnonzero(beyond)[:MOST_POINTS]])
     figure, (ax,) = _figure(3.4)
-    ax.scatter(*finite[kept].T, s=9, c=np.where(beyond[kept], RED, BLUE), linewidths=0, alpha=0.7)
+    ax.scatter(finite[kept, 0], finite[kept, 1], s=9, c=np.where(beyond[kept], RED, BLUE), linewidths=0, alpha=0.7)
     ax.axvline(cutoffs[0], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.axhline(cutoffs[1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set(xlim=(0, None), ylim=(0, None))
