@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint doctest bench clean
+.PHONY: help venv demo test lint doctest bench chaos clean
 
 help:  ## say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,6 +34,10 @@ doctest: $(READY)  ## the examples in the docstrings
 
 bench: $(READY)  ## side by side with the peers, in minutes; SIZE=full for hours
 	$(BIN)/python -m benchmarks --size $(or $(SIZE),small)
+
+chaos: $(READY)  ## faults by the hundred, in minutes; prints the figures of docs/reliability.md
+	CHAOS_EXAMPLES=20 $(BIN)/python -m pytest -q tests/test_store_machine.py tests/test_hostile.py
+	$(BIN)/python -m tests.chaos
 
 clean:  ## remove .venv, caches and products
 	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from pipeline import errors as errors
     from pipeline.adjoint import dottest as dottest
     from pipeline.estimators import PCA as PCA
+    from pipeline.estimators import AnomalyDetector as AnomalyDetector
+    from pipeline.estimators import FederatedPCA as FederatedPCA
     from pipeline.estimators import RobustPCA as RobustPCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
+    from pipeline.federation import DP as DP
+    from pipeline.federation import Site as Site
+    from pipeline.federation import aggregate as aggregate
+    from pipeline.flag import Flag as Flag
     from pipeline.matrix import Matrix as Matrix
     from pipeline.matrix import open_matrix as open_matrix
     from pipeline.plans import plan as plan
@@ -31,12 +37,18 @@ if TYPE_CHECKING:
 # Where each public name lives. Names are imported at their first use: Dask, xarray and scikit-learn cost seconds,
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
+    "AnomalyDetector": "pipeline.estimators",
+    "DP": "pipeline.federation",
+    "FederatedPCA": "pipeline.estimators",
+    "Flag": "pipeline.flag",
     "Matrix": "pipeline.matrix",
     "Operator": "pipeline.sources",
     "PCA": "pipeline.estimators",
     "RobustPCA": "pipeline.estimators",
+    "Site": "pipeline.federation",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",
+    "aggregate": "pipeline.federation",
     "dottest": "pipeline.adjoint",
     "errors": "pipeline.errors",
     "load": "pipeline.store",

@@ -11,11 +11,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pipeline import __version__
+from pipeline.commands.federation import federate, site
 from pipeline.console import say, showing_progress
 from pipeline.errors import InputError, PipelineError, PlanError, StoreError
 
@@ -28,8 +30,20 @@ __all__ = ["main"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# Commands that have a module of their own: name to where it is.
+_ELSEWHERE = dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history")
+
+
 class _OneSentence(click.Group):
     """A group whose commands end in one sentence and an exit code, never in a traceback (unless asked for)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            return getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params["debug"]
@@ -96,7 +110,7 @@ _model_options = _several(
     click.option("--solver", default="auto", show_default=True, help="Name of a solver."),
     click.option("--tol", metavar="T", help="Certified bound on the sine of the largest angle."),
     click.option("--scale", metavar="std", help="Divide features by their standard deviation."),
-    click.option("--missing", default="error", show_default=True, help="What to do with NaN: error or mean."),
+    click.option("--missing", default="error", show_default=True, help="What to do with NaN: error, mean or em."),
     click.option("--memory-limit", metavar="BYTES", help="Of a worker, such as 2GB."),
     click.option("--no-center", is_flag=True, help="Do not subtract the mean."),
     click.option("--robust", "method", metavar="METHOD", help="Withstand outliers: filter, spherical, dpd, ..."),
@@ -139,6 +153,9 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
 @_source_options
 @click.option("--out", required=True, metavar="MODEL", help="Zarr store to write the model to.")
 @click.option("--scores", metavar="STORE", help="Zarr store to write the scores of the samples to.")
+@click.option("--store", type=click.Choice(["zarr", "icechunk"]), default="zarr", help="What MODEL is kept in.")
+@click.option("--checkpoint", metavar="STORE", help="Where to keep the state: the same command goes on from there.")
+@click.option("--start", metavar="MODEL", help="Model to begin with: that of SOURCE before it changed a little.")
 @_scheduler
 @_overwrite
 @click.pass_context
@@ -147,6 +164,7 @@ def fit(
     source: str,
     out: str,
     scores: str | None,
+    store: str,
     scheduler: str | None,
     overwrite: bool,
     **options: Any,
@@ -158,7 +176,7 @@ def fit(
         {
             "source": _source(source, options),
             "model": _model(options),
-            "output": {"model": out, "scores": scores, "overwrite": overwrite},
+            "output": {"model": out, "scores": scores, "store": store, "overwrite": overwrite},
             "cluster": {"address": scheduler} if scheduler else None,
         }
     )
@@ -249,6 +267,50 @@ def transform(
     with cluster_client(scheduler), showing_progress(_quiet(ctx)):
         scores_of(subspace, spec, out, overwrite=overwrite)
     click.echo(out)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("source")
+@_source_options
+@click.option("--out", required=True, metavar="STORE", help="Zarr store to write the scores to.")
+@click.option("--fit", "normal", metavar="SOURCE", help="Normal samples: how many of SOURCE are stranger than these.")
+@click.option("--threshold", default="0.99", show_default=True, help="Quantile of the normal scores, or q.")
+@_scheduler
+@_overwrite
+@_json
+@click.pass_context
+def score(
+    ctx: click.Context,
+    model: str,
+    source: str,
+    out: str,
+    normal: str | None,
+    threshold: str,
+    scheduler: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write how far samples lie from MODEL to STORE: the higher, the stranger.
+
+    Squared distances from the components, in their units.
+    """
+    from pipeline.jobs.spec import SourceSpec, parse
+
+    spec = parse(SourceSpec, _source(source, options))
+
+    from pipeline.jobs.cluster import cluster_client
+    from pipeline.jobs.run import anomalies_of, check_outputs
+    from pipeline.store import load
+
+    check_outputs([out], source, overwrite=overwrite)
+    subspace = load(model)
+    with cluster_client(scheduler), showing_progress(_quiet(ctx)):
+        facts = anomalies_of(subspace, spec, out, normal=normal, threshold=threshold, overwrite=overwrite)
+    if normal is not None and not _quiet(ctx):
+        say(f"{facts['anomalies']} of {facts['samples']} samples lie above the threshold {facts['threshold']:.6g}")
+    click.echo(json.dumps({"scores": out, **facts}, indent=2) if as_json else out)
 
 
 @main.command()
@@ -398,6 +460,9 @@ def _print_model(facts: dict[str, Any]) -> None:
         modes.add_row(str(m["mode"]), f"{m['singular_value']:.6g}", *shares, *bounds)
     console.print(Text(), modes, sep="\n")
 
+
+for command in (federate, site):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pipeline import speed
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
-from pipeline.folds import ColumnScores, Defects, RowMeans, RowScores
+from pipeline.fold import Fold, Tally
+from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowScores, Witness, witnessed
+from pipeline.folds.means import Observed
 from pipeline.keep import Keep
 from pipeline.matrix import Matrix
+from pipeline.pour import pour
 from pipeline.solvers import Solver
 from pipeline.solvers.dual_gram import standard
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED
-from pipeline.sources import ROWS
+from pipeline.sources import ROWS, Operator, likeness
+from pipeline.sources.stream import Stream
+from pipeline.store.checkpoint import Checkpoint
+from pipeline.store.state import nbytes_of, pack
+from pipeline.stretches import EVERY, Half, walk_in_stretches
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
-__all__ = ["check_entries", "scores", "solve"]
+__all__ = ["Run", "check_entries", "scores", "solve"]
 
 _WHY = {
     LIMIT: "the limit of passes was reached",
@@ -29,7 +41,24 @@ _WHY = {
 }
 
 
-def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
+@dataclass(frozen=True)
+class Run:
+    """How far a fit has come: all that one which goes on elsewhere needs."""
+
+    state: Any
+    walks: tuple[dict[str, Any], ...] = ()
+    content: Content | None = None
+    observed: Observed | None = None
+    half: Half | None = None
+
+
+def solve(
+    X: Matrix,
+    solver: Solver[Any],
+    keep: Keep | None = None,
+    checkpoint: Checkpoint | None = None,
+    checkpoint_every: float = EVERY,
+) -> Subspace:
     """Run a solver on a matrix until it is done.
 
     Parameters
@@ -38,57 +67,59 @@ def solve(X: Matrix, solver: Solver[Any], keep: Keep | None = None) -> Subspace:
     solver : Solver
     keep : Keep, optional
         Blocks that stay decoded between the passes; whoever made it releases it.
+    checkpoint : Checkpoint, optional
+        Where the state is kept after each pass and inside of it, and from where the run goes on.
+    checkpoint_every : float
+        Seconds after which a pass is kept at the next occasion even where that costs much.
 
     Returns
     -------
     Subspace
-        With `provenance` of the solver, the reason of its end and the cost of each pass.
+        With `provenance` of the solver, the reason of its end, the cost of each pass and what the rows held.
 
     Raises
     ------
     InputError
         When entries are NaN or Inf (it names the first), or the settings do not fit the matrix.
+    StoreError
+        When the checkpoint belongs to other data or other settings, or cannot be read or written.
     ConvergenceError
         When `tol` could not be met; it carries the best subspace.
     """
     cost, tol = solver.cost(X), solver.settings.tol
-    state = solver.init(X)
     fills = solver.settings.missing != "error"
     open_ended = tol is not None or solver.settings.missing == "em" or cost.open_ended
     passes = None if open_ended else cost.passes + fills
-    walks: list[dict[str, Any]] = []
+    if checkpoint is not None and isinstance(X.source, Stream):
+        raise InputError(f"{X.name} can be read only once, so that nothing could go on from a checkpoint: leave it out")
+    keeper = _Keeper(checkpoint, {} if checkpoint is None else _about(X, solver), checkpoint_every)
+    run = keeper.begun() or Run(solver.init(X))
     if fills:
-        observed, tally = walk(X, RowMeans(X.work_dtype, X.sample_weights), pass_number=1, passes=passes)
-        walks.append({"pass": 1, **asdict(tally)})
-        if not np.isfinite(observed.mean).all():
-            check_entries(X.filled(np.zeros(X.shape[1])))  # NaN is welcome, infinity is not
-        X = X.filled(np.where(observed.weight > 0, observed.mean, np.nan))
-    while (reason := solver.done(state)) is None:
-        fold = solver.fold(X, state)
-        matrix = X if fold.side == X.side else X.T
-        span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
-        matrix = matrix if span is None else matrix.rows(*span)
+        if run.observed is None:
+            observed, run = _pass(X, RowMeans(X.work_dtype, X.sample_weights), run, keeper, passes=passes)
+            if not np.isfinite(observed.mean).all():
+                check_entries(X.filled(np.zeros(X.shape[1])))  # NaN is welcome, infinity is not
+            run = keeper.keep(replace(run, observed=observed))
+        assert run.observed is not None
+        X = X.filled(np.where(run.observed.weight > 0, run.observed.mean, np.nan))
+    while (reason := solver.done(run.state)) is None:
+        fold = solver.fold(X, run.state)
         try:
-            summary, tally = walk(
-                matrix,
-                fold,
-                summary_bytes=cost.summary_bytes,
-                pass_number=len(walks) + 1,
-                passes=passes,
-                keep=keep if span is None else None,
-            )
+            summary, run = _pass(X, fold, run, keeper, passes=passes, summary_bytes=cost.summary_bytes, keep=keep)
         except NonfiniteError as error:
             check_entries(X)
             raise InputError(f"{X.name}: {error}") from error
-        walks.append({"pass": len(walks) + 1, **asdict(tally)})
-        state = solver.step(X, state, summary)
-    found = solver.result(X, state)
-    story = {**found.provenance, "solver": solver.name, "reason": reason, "walks": _plain(walks)}
-    found = replace(found, passes=len(walks), provenance=story)
+        run = keeper.keep(replace(run, state=solver.step(X, run.state, summary)))
+    found = solver.result(X, run.state)
+    seen = [] if run.content is None else [run.content.plain()]
+    story = {"solver": solver.name, "reason": reason, "walks": _plain(run.walks), "seen": seen}
+    found = replace(found, passes=len(run.walks), provenance={**story, **found.provenance})
     if tol is not None and np.sin(found.angle_bound) > tol:
+        unknown = solver.settings.missing == "em" and reason == CONVERGED
+        why = "no bound is known where entries are missing" if unknown else _WHY[reason]
         raise ConvergenceError(
             f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "
-            f"{np.sin(found.angle_bound):.1e}, as {_WHY[reason]}; ask for a larger tol or another n_components",
+            f"{np.sin(found.angle_bound):.1e}, as {why}; ask for a larger tol or another n_components",
             found,
         )
     if reason == LIMIT and solver.settings.missing == "em":
@@ -105,10 +136,78 @@ def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.nd
     lens, cost = np.asarray(found.basis, np.float64).T, solver.cost(X)
     how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
     if cost.side == ROWS:
-        parts, _ = walk(X, RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset), **how)
+        rows = RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset)
+        parts, _ = walk(X, witnessed(rows, *X.shape, looking=False), **how)
         return np.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
-    total, _ = walk(X.T, ColumnScores(X.work_dtype, standard(X, solver.settings), lens), **how)
+    columns = ColumnScores(X.work_dtype, standard(X, solver.settings), lens)
+    total, _ = walk(X.T, witnessed(columns, *X.shape, looking=False), **how)
     return np.asarray(total.astype(X.work_dtype))
+
+
+def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
+    """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
+    matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
+    # Of an operator no entries are known, and of a stream not how many there will be.
+    looking = run.content is None and not isinstance(X.source, Operator | Stream)
+    span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
+    if span is not None:
+        matrix, looking, told = matrix.rows(*span), False, {**told, "keep": None}
+    seeing = witnessed(fold, *X.shape, looking=looking)
+    if isinstance(X.source, Stream):
+        summary, tally = pour(matrix, fold)
+    else:
+        summary, tally = keeper.walked(run, matrix, seeing, pass_number=number, **told)
+    speed.observe(X, tally)
+    run = replace(run, walks=(*run.walks, {"pass": number, **asdict(tally)}), half=None)
+    if not looking:
+        return summary, run
+    assert isinstance(seeing, Witness)
+    return summary.summary, replace(run, content=seeing.content(summary))
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """What keeps the run, if anything does, and for which data and settings; `every` so many seconds at the least."""
+
+    checkpoint: Checkpoint | None
+    about: dict[str, str]
+    every: float
+
+    def begun(self) -> Run | None:
+        """The run that goes on here."""
+        return None if self.checkpoint is None else self.checkpoint.read(self.about)
+
+    def keep(self, run: Run) -> Run:
+        """The same run, written down."""
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.about, run)
+        return run
+
+    def walked(self, run: Run, matrix: Matrix, fold: Fold[Any], **told: Any) -> tuple[Any, Tally]:
+        """A walk, in stretches where it is kept between them."""
+        if self.checkpoint is None:
+            return walk(matrix, fold, **told)
+        told.pop("keep", None)  # what is walked in stretches is read again
+        return walk_in_stretches(matrix, fold, half=run.half, keep=partial(self._keep_half, run), **told)
+
+    def _keep_half(self, run: Run, half: Half, read: int, seconds: float) -> bool:
+        going = replace(run, half=half)
+        if seconds < self.every and not Checkpoint.due(nbytes_of(going), read):
+            return False
+        self.keep(going)
+        return True
+
+
+def _about(X: Matrix, solver: Solver[Any]) -> dict[str, str]:
+    """What a checkpoint is valid for, in a few words: the data and the settings."""
+    start = solver.settings.start
+    asked = replace(solver, settings=replace(solver.settings, start=None))  # type: ignore[type-var]
+    tree, arrays = pack([asked, X.weights, X.sample_weights, None if start is None else start.basis])
+    settings = json.dumps([solver.name, tree, {name: array.tolist() for name, array in arrays.items()}])
+    return {
+        "data": f"{likeness(X.source)} {X.shape[0]} x {X.shape[1]} {X.dtype}",
+        "settings": f"{solver.name} {hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()}",
+    }
 
 
 def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
@@ -134,6 +233,6 @@ def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
     )
 
 
-def _plain(walks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _plain(walks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     names = {"nbytes": "bytes"}
     return [{names.get(k, k): round(v, 6) if isinstance(v, float) else v for k, v in w.items()} for w in walks]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.subspace import Subspace
 
 __all__ = [
+    "ConflictError",
     "ConvergenceError",
     "FederationError",
     "InputError",
@@ -55,6 +56,10 @@ class PlanError(PipelineError):
 
 class StoreError(PipelineError):
     """A store cannot be read or written, is damaged, or holds something else than was expected."""
+
+
+class ConflictError(StoreError):
+    """Somebody else has published meanwhile: nothing was written; do again what was done, from what is there now."""
 
 
 class ConvergenceError(PipelineError):

@@ -12,12 +12,13 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.blocks import doubled, working_dtype
+from pipeline.kernels.blocks import check_digits, doubled, working_dtype
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
+from pipeline.sources.stream import Stream
 
-__all__ = ["Matrix", "open_matrix"]
+__all__ = ["Matrix", "open_matrix", "open_stream"]
 
 # A block is what one task reads at a time: tall enough for BLAS, low enough that a few fit in any memory; small data is
 # still cut, so that every core has something to do and progress can be seen.
@@ -43,6 +44,7 @@ class Matrix:
     block_length: int | None = None
     fill: np.ndarray | None = None
     code: float | None = None
+    edges: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,11 +83,13 @@ class Matrix:
     @property
     def T(self) -> Matrix:
         """The same matrix, cut along its other side: each block holds whole columns."""
-        return replace(self, side=1 - self.side)
+        return replace(self, side=1 - self.side, edges=None)
 
     @cached_property
     def cuts(self) -> np.ndarray:
-        """Where the walked side is cut: 0, …, its length."""
+        """Where the walked side is cut: 0, …, its length (or the stretch of it that is meant)."""
+        if self.edges is not None:
+            return self.edges
         if self.block_length is not None:
             return np.append(np.arange(0, self.shape[self.side], self.block_length), self.shape[self.side])
         across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
@@ -158,6 +162,8 @@ class Matrix:
         """Positions [start, stop) of the walked side, as `read` gives them."""
         with self._reading(start, stop):
             block = self.source.read(*self._rectangle(start, stop), out)
+            if self.dtype.kind in "iu" and self.dtype.itemsize == 8:
+                check_digits(block, self.name)
         if out is None:
             block = block.astype(self.work_dtype, copy=False)
         if self.code is not None:
@@ -212,7 +218,8 @@ class Matrix:
         weights = None if self.sample_weights is None else self.sample_weights[start:stop]
         take = getattr(self.source, "rows", None)
         source = take(start, stop) if take else Window(self.source, start, stop)
-        return replace(self, source=source, samples=self.samples.take(start, stop), sample_weights=weights)
+        samples = self.samples.take(start, stop)
+        return replace(self, source=source, samples=samples, sample_weights=weights, edges=None)
 
     def cut_to(self, block_bytes: int) -> Matrix:
         """The same matrix in blocks of at most so many bytes (or one row each)."""
@@ -221,6 +228,10 @@ class Matrix:
     def cut_at(self, block_length: int) -> Matrix:
         """The same matrix in blocks of exactly so many rows (the last may be shorter), whatever the stored chunks."""
         return replace(self, block_length=block_length)
+
+    def stretch(self, edges: np.ndarray) -> Matrix:
+        """The same matrix of which only the blocks between these cuts are walked."""
+        return replace(self, edges=edges)
 
     def __repr__(self) -> str:
         n, d = self.shape
@@ -306,6 +317,8 @@ def open_matrix(
         if any(a is not None for a in (variable, sample_dims, weights, sample_weights, select)):
             raise InputError("the source is a Matrix already: give its options when it is first opened")
         return source
+    if isinstance(source, Iterator):
+        raise InputError("a stream of blocks can be read only once: give it to the fit of a model")
     opened = open_source(source, variable, sample_dims, select)
     return Matrix(
         opened.source,
@@ -315,6 +328,16 @@ def open_matrix(
         None if weights is None else _feature_weights(weights, opened.features),
         None if sample_weights is None else _sample_weights(sample_weights, opened.source.shape[0]),
     )
+
+
+def open_stream(blocks: Iterator[Any]) -> Matrix:
+    """A Matrix of an iterator of row blocks (m, d), which can be walked once; its length is known afterwards.
+
+    Raises InputError when there is no block, or the first one is no table of numbers.
+    """
+    source = Stream(blocks)
+    d = source.shape[1]
+    return Matrix(source, Labels.plain("sample", 0), Labels.plain("feature", d), "stream")
 
 
 def _sample_weights(weights: Any, n: int) -> np.ndarray:

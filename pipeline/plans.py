@@ -9,21 +9,22 @@ from typing import Any
 import psutil
 from dask.utils import format_bytes, parse_bytes
 
+from pipeline import speed
 from pipeline.errors import InputError, PlanError
 from pipeline.kernels.blocks import single
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.solvers import SOLVERS, Settings, Solver
+from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.em import EM
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
+from pipeline.sources.stream import Stream
 from pipeline.walk import Crew, crew, locally
 
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
-# What a thread of today's machines does, for choosing between solvers; only ratios matter.
-_READ, _FLOPS = 0.6e9, {4: 5e10, 8: 2.5e10}
-_SPARSE_FLOPS = 1e9
+_SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
+_ROUNDED_UP = 1.15  # memory comes in pages and arenas, and in pieces that do not fit together
 # Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
 _WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
@@ -120,17 +121,17 @@ def prepare(
 
     With `scores` one walk more, over what is kept, will follow those of the solver.
     """
-    if solver != "auto" and solver not in SOLVERS:
-        raise InputError(f"solver={solver!r}: choose 'auto' or one of {', '.join(map(repr, SOLVERS))}")
     settings.rank.most(*X.shape)
     at_work = crew()
     limit = _limit(memory_limit, at_work)
-    names = list(SOLVERS) if solver == "auto" else [solver]
+    names = candidates(X, settings, solver)
     fits, refused = [], []
     for name in names:
         try:
             found: Any = SOLVERS[name](X, settings)
-            fits.append(_fit(X, EM(found) if settings.missing == "em" else found, at_work, limit, scores))
+            if settings.missing == "em":
+                found = EM(found)
+            fits.append(_fit(X, found, at_work, limit, scores))
         except PlanError as error:
             refused.append(error)
     if not fits:
@@ -142,7 +143,7 @@ def prepare(
     others = ", ".join(f"{p.solver.name} about {p.plan.seconds:.2g} s" for p in fits if p is not best)
     why = _why(best.solver.name, X) if solver == "auto" else "as asked for"
     if solver == "auto" and others:
-        why += f" ({others})"
+        why += f" ({others}; {speed.in_words(X)})"
     return replace(best, plan=replace(best.plan, why=why))
 
 
@@ -162,6 +163,7 @@ def _why(name: str, X: Matrix) -> str:
         "dual_gram": f"{n} samples make a {n} x {n} matrix of inner products, exact in two passes",
         "krylov": "both sides are long, and it takes the fewest passes",
         "randomized": "both sides are long, and a Krylov basis would not fit in memory",
+        "single_pass": "it can be read only once",
     }[name]
 
 
@@ -177,7 +179,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
     for matrix in _cuttings(walked):
         block = matrix.block_nbytes
         chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
-        peak = fixed + threads * (block + 2 * chunks)  # a block, the chunks that it lies in, and those encoded
+        peak = int(_ROUNDED_UP * (fixed + threads * (block + 2 * chunks)))  # a block, its chunks, and those encoded
         if limit is None or peak <= limit:
             break
     else:
@@ -195,7 +197,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
         why="",
         passes=passes,
         bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * kept * (matrix.bytes_a_pass // matrix.n_blocks),
-        peak_memory=int(peak) + -(-kept // at_work.workers) * block,
+        peak_memory=int(peak + _ROUNDED_UP * -(-kept // at_work.workers) * block),
         blocks_kept=kept,
         seconds=seconds,
         n_blocks=matrix.n_blocks,
@@ -238,13 +240,16 @@ def _rounded_up(nbytes: int) -> str:
 
 
 def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:
-    reading, complex_ = X.bytes_a_pass / _READ, X.work_dtype.kind == "c"
+    if isinstance(X.source, Stream):
+        return 0.0  # its length is not known
+    reading, complex_ = X.bytes_a_pass / speed.reading(X)[0], X.work_dtype.kind == "c"
     if X.source.implicit:
         computing = cost.flops * X.density / _SPARSE_FLOPS
     else:  # a complex multiplication is four
-        computing = cost.flops * (4 if complex_ else 1) / _FLOPS[X.work_dtype.itemsize // (2 if complex_ else 1)]
+        real = X.work_dtype.itemsize // (2 if complex_ else 1)
+        computing = cost.flops * (4 if complex_ else 1) / speed.multiplying(real)
     short = cost.summary_bytes / 8
-    finishing = 3 * short**1.5 / _FLOPS[8] if cost.passes < 3 else 0.0  # an eigendecomposition of the square matrix
+    finishing = 3 * short**1.5 / speed.multiplying(8) if cost.passes < 3 else 0.0  # eigenvectors of the square matrix
     return cost.passes * (reading + computing) / at_work.threads + finishing + 0.01
 
 

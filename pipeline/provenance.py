@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.folds import Content
 from pipeline.matrix import Matrix
 from pipeline.plans import Plan
+from pipeline.sources import stamp_of_rows, view
 from pipeline.subspace import Subspace
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "whereabouts"]
 
 _LIBRARIES = ("subspace-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
@@ -23,6 +26,10 @@ def provenance(
     found: Subspace, method: str, parameters: Mapping[str, Any], X: Matrix, plan: Plan | None = None
 ) -> Subspace:
     """The same subspace with the story of its making; batches are added without a plan."""
+    seen = list(found.provenance.get("seen") or [])
+    content = {"content": Content.of(seen[-1]).id} if seen else {}
+    if seen:
+        seen[-1] = {**seen[-1], **whereabouts(X, X.shape[0])}
     story = {
         "method": method,
         "parameters": {name: _plain(value) for name, value in parameters.items()},
@@ -33,14 +40,27 @@ def provenance(
             "dtype": str(X.dtype),
             "sample_dims": list(X.samples.dims),
             "feature_dims": list(X.features.dims),
+            **content,
         },
         "seed": _plain(parameters.get("random_state")),
         "versions": {library: version(library) for library in _LIBRARIES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if plan is None else {"plan": str(plan)}),
         **found.provenance,
+        **({"seen": seen} if seen else {}),
     }
     return replace(found, provenance=story)
+
+
+def whereabouts(X: Matrix, stop: int, start: int = 0) -> dict[str, Any]:
+    """Where rows that a model has seen were found, so that they are known again without being read."""
+    local = "://" not in X.name and Path(X.name).exists()
+    return {
+        "name": str(Path(X.name).resolve()) if local else X.name,
+        "view": view(X.source),
+        "rows": [start, stop],
+        "stamp": stamp_of_rows(X.source, stop),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import issparse
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, NonfiniteError
+from pipeline.flag import Flag, checked_type
 from pipeline.kernels.blocks import doubled, magnitudes, working_dtype
 from pipeline.kernels.em import imputed
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Subspace"]
+
+_TINY = np.finfo(float).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,10 @@ class Subspace:
         Dims and coordinates of the features.
     provenance : dict
         Method, parameters, source, seed, versions: plain JSON values.
+    turn : (k, p) array, optional
+        T diag(s) where the components are principal ones, with singular values s, turned by T (see `align`).
+    left_out : (2,) array, optional
+        Bounds on the norm of what merges have left out of Z^T Z, and of its coupling with the components.
 
     Examples
     --------
@@ -84,6 +91,8 @@ class Subspace:
     passes: int = 0
     features: Labels | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    turn: np.ndarray | None = None
+    left_out: np.ndarray | None = None
 
     @property
     def k(self) -> int:
@@ -173,6 +182,8 @@ class Subspace:
         self._check_same_features(other)
         if other.k < self.k:
             raise InputError(f"cannot align {self.k} components to {other.k}: truncate({other.k}) first")
+        if self.turn is not None:
+            return self.principal.align(other)
         a, b = _wide(self.basis), _wide(other.basis)
         u, _, vt = np.linalg.svd(b[: self.k] @ a.conj().T)
         turn = u @ vt
@@ -189,7 +200,35 @@ class Subspace:
             residual=np.hypot(coupling, outside) / np.maximum(values**2, np.finfo(float).tiny),
             # A turn mixes the components: what is certified is their whole span, and so every part of it is not.
             angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
+            turn=turn * np.asarray(self.singular_values, np.float64),
         )
+
+    @property
+    def principal(self) -> Subspace:
+        """The same subspace with principal components, in which the scores are uncorrelated: no longer turned."""
+        turn = self.turn
+        if turn is None or not np.allclose(np.linalg.norm(turn, axis=1), self.singular_values, rtol=1e-6):
+            return self if turn is None else replace(self, turn=None)
+        left, values, _ = np.linalg.svd(turn, full_matrices=False)
+        components = left.conj().T @ _wide(self.basis)
+        components = components * fix_signs(components)[:, None]
+        return replace(
+            self,
+            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
+            singular_values=values,
+            residual=np.full(self.k, float(np.max(self._outside(), initial=0.0))) / np.maximum(values**2, _TINY),
+            angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
+            turn=None,
+        )
+
+    def _outside(self) -> np.ndarray:
+        """(k,) norms of what C maps out of the span, as far as the residuals tell; a turn stays inside."""
+        squares = np.square(self.singular_values, dtype=np.float64)
+        if self.turn is None:
+            return self.residual * squares
+        moments = self.turn @ self.turn.conj().T
+        coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
+        return np.sqrt(np.maximum((self.residual * squares) ** 2 - coupling**2, 0.0))
 
     def truncate(self, k: int) -> Subspace:
         """The first k components; raises InputError when k is not in 1..self.k."""
@@ -201,7 +240,17 @@ class Subspace:
             singular_values=self.singular_values[:k],
             residual=self.residual[:k],
             angle_bounds=self.angle_bounds[:k],
+            turn=None if self.turn is None else self.turn[:k],
+            left_out=self.left_out if k == self.k else self._left_out(k),
         )
+
+    def flag(self, flag_type: Any) -> Flag:
+        """Its first d_1 < d_2 < … components as nested subspaces, for `Flag.distance`, `Flag.mean`, `Flag.median`.
+
+        Raises InputError where the dimensions do not increase, or are more than there are components.
+        """
+        kind = checked_type(flag_type, self.k)
+        return Flag(kind, self.basis[: kind[-1]])
 
     def merge(self, other: Subspace, n_components: int | None = None) -> Subspace:
         """The subspace of both sets of samples together (Iwen and Ong 2016, with means).
@@ -220,6 +269,8 @@ class Subspace:
         InputError
             When features, weights, scale or centring differ.
         """
+        if self.turn is not None or other.turn is not None:
+            return self.principal.merge(other.principal, n_components)
         self._check_mergeable(other)
         n = self.n_samples + other.n_samples
         gap = (np.where(self.present, self.mean, 0.0) - np.where(other.present, other.mean, 0.0)) * self.factor
@@ -235,7 +286,8 @@ class Subspace:
         mean = (self.n_samples * self.mean + other.n_samples * other.mean) / n if n else self.mean
         dof = max(n - 1.0, 0.0) if self.centered else n
         k = min(n_components or max(self.k, other.k), values.size)
-        tail = self._tail() + other._tail()
+        tails = self._tails() + other._tails()
+        tail = float(tails.sum())
         dtype = _like(self.components.dtype, other.components)
         components = (vt[:k] @ q.conj().T).astype(dtype)
         components = components * fix_signs(components)[:, None].astype(dtype)
@@ -249,37 +301,99 @@ class Subspace:
             mean=mean,
             n_samples=n,
             total_variance=spread / dof if dof else 0.0,
-            residual=tail / np.maximum(squares[:k], np.finfo(float).tiny),
+            residual=tail / np.maximum(squares[:k], max(1e-16 * float(squares[0]), np.finfo(float).tiny)),
             angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
             passes=max(self.passes, other.passes),
+            left_out=tails + np.array([squares[k], 0.0]),
         )
 
-    def update(self, rows: np.ndarray) -> Subspace:
-        """The subspace after more samples (m, d) in the data's own units; nothing old is read again.
+    def update(
+        self,
+        rows: np.ndarray,
+        *,
+        sample_weights: np.ndarray | None = None,
+        forget: float = 1.0,
+        align: str | None = None,
+    ) -> Subspace:
+        """The subspace after more samples, from which nothing old is read again.
 
         Exact when the kept components hold all the variance; otherwise the certificate says what may have been lost.
-        """
-        return self.merge(self.of_rows(rows), n_components=self.k)
 
-    def of_rows(self, rows: np.ndarray) -> Subspace:
+        Parameters
+        ----------
+        rows : (m, d) array or sparse matrix
+            In the data's own units.
+        sample_weights : (m,) array, optional
+            How much each of them counts.
+        forget : float
+            What the samples before count from now on, in (0, 1]: 1, as much as ever.
+        align : {None, 'procrustes'}
+            Turn the components to lie as near as they can to those of now, so that scores can be compared.
+
+        Raises
+        ------
+        InputError
+            When the width differs, or entries are NaN or Inf.
+        """
+        from pipeline.updating import aligned, discounted
+
+        grown = discounted(self, forget).merge(self.of_rows(rows, sample_weights), n_components=self.k)
+        return aligned(grown, self, align)
+
+    def downdate(
+        self, rows: np.ndarray, *, sample_weights: np.ndarray | None = None, align: str | None = None
+    ) -> Subspace:
+        """The subspace without some of the samples (m, d) that it was made of: the inverse of `update`."""
+        from pipeline.updating import aligned, subtracted
+
+        return aligned(subtracted(self, self.of_rows(rows, sample_weights)), self, align)
+
+    def extend(self, columns: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Subspace:
+        """The subspace of the same samples with more features (n, c) beside those of now.
+
+        Parameters
+        ----------
+        columns : (n, c) array
+            The new features of all samples, in their own units.
+        scores : (n, k) array
+            What `project` gave for these samples.
+        weights : (c,) array, optional
+            What the new features are multiplied by.
+        """
+        from pipeline.updating import extended
+
+        return extended(self, columns, scores, weights)
+
+    def reweigh(self, weights: np.ndarray) -> Subspace:
+        """The subspace with other weights (d,) of the features."""
+        from pipeline.updating import reweighed
+
+        return reweighed(self, weights)
+
+    def of_rows(self, rows: np.ndarray, sample_weights: np.ndarray | None = None) -> Subspace:
         """The exact, untruncated subspace of a few samples (m, d), with this one's weights, scale and centring."""
         rows = rows.toarray() if hasattr(rows, "toarray") else np.atleast_2d(np.asarray(rows))
         rows = rows.astype(doubled(rows.dtype), copy=False)
         self._check_width(rows)
         values = rows[:, self.present]
         if not np.isfinite(values).all():
-            raise InputError("rows to update with hold NaN or Inf: fill or leave out those samples")
-        mean = np.full(self.n_features, np.nan, rows.dtype)
-        mean[self.present] = values.mean(axis=0) if len(rows) else 0.0
+            raise NonfiniteError("rows to update with hold NaN or Inf: fill or leave out those samples")
+        counts = np.ones(len(rows)) if sample_weights is None else np.asarray(sample_weights, np.float64)
+        if counts.shape != (len(rows),) or not np.isfinite(counts).all() or (counts < 0).any():
+            raise InputError(f"sample_weights must be {len(rows)} finite numbers that are not negative")
+        n, mean = float(counts.sum()), np.full(self.n_features, np.nan, rows.dtype)
+        pilot = values[0] if len(rows) else 0.0
+        mean[self.present] = pilot + (counts / n) @ (values - pilot) if n else 0.0
         spread = (np.where(self.present, rows, 0.0) - np.where(self.present, mean, 0.0)) * self.factor
         z = spread if self.centered else np.where(self.present, rows, 0.0) * self.factor
-        _, s, vt = np.linalg.svd(z, full_matrices=False)
-        part = replace(self, mean=mean, n_samples=float(len(rows)))
+        roots = np.sqrt(counts)[:, None]
+        _, s, vt = np.linalg.svd(z * roots, full_matrices=False)
+        part = replace(self, mean=mean, n_samples=n, turn=None, left_out=None)
         return replace(
             part,
             components=vt,
             singular_values=s,
-            total_variance=float(magnitudes(spread).sum() / part.dof) if part.dof else 0.0,
+            total_variance=float(magnitudes(spread * roots).sum() / part.dof) if part.dof else 0.0,
             residual=np.zeros(s.size),
             angle_bounds=np.zeros(s.size),
         )
@@ -414,12 +528,29 @@ class Subspace:
 
     def _tail(self) -> float:
         """Bound on the spectral norm of what the kept components leave of Z^T Z."""
+        return float(self._tails().sum())
+
+    def _tails(self) -> np.ndarray:
+        """Bounds on the norms of the two parts of it: what was left out, and what couples with the components.
+
+        Merging adds the parts up. The first one is positive semidefinite, so that its trace, which is known, bounds it.
+        """
         squares = np.square(self.singular_values, dtype=np.float64)
         energy = self.total_variance * self.dof
         if not self.centered:
             energy += self.n_samples * float(magnitudes(np.where(self.present, self.mean, 0) * self.factor).sum())
         rest = max(energy - float(squares.sum()), 0.0) + 1e-14 * energy
-        return min(rest, float(squares.min(initial=np.inf))) + float(np.max(self.residual * squares, initial=0.0))
+        if self.left_out is not None:
+            return np.array([min(rest, float(self.left_out[0])), float(self.left_out[1])])
+        return np.array([min(rest, float(squares.min(initial=np.inf))), float(np.max(self._outside(), initial=0.0))])
+
+    def _left_out(self, k: int) -> np.ndarray | None:
+        """What is left out when only the first k components stay; None where the residuals tell."""
+        if self.left_out is None and self.turn is None:
+            return None
+        factor = np.diag(np.asarray(self.singular_values, np.float64)) if self.turn is None else self.turn
+        dropped = np.linalg.norm(factor[k:], 2) ** 2, np.linalg.norm(factor[:k] @ factor[k:].conj().T, 2)
+        return self._tails() + np.array(dropped)
 
     def _check_width(self, rows: np.ndarray) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.n_features:

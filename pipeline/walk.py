@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -27,6 +28,7 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
+from pipeline.errors import PlanError
 from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
@@ -130,7 +132,7 @@ def walk(
         with threadpool_limits(limit), _told_by_tasks(walked.sizes, heard):
             kept, fresh = walked.kept(keep)
             ((summary, tally),) = dask.compute(walked.job(kept, fresh), optimize_graph=False)
-    heard(int(matrix.cuts[-1]))
+    heard(int(matrix.cuts[-1] - matrix.cuts[0]))
     nbytes = walked.bytes_beside if kept and not fresh else matrix.bytes_a_pass
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
@@ -264,9 +266,18 @@ class _Walk:
                 layer[name, i] = (read_run, *self._stretch(a, a + kept))
         graph = self._collected(name, layer)
         numbers = [i for i, kept in enumerate(self.lengths) if kept]
+        client = crew().client
+        places: list[dict[str, Any]] = [{}]
+        runs: dict[int, Delayed] = {}
+        if client is not None:  # the same number to each worker, as each has so much room; another may stand in
+            addresses = client.scheduler_info(n_workers=-1)["workers"]
+            places = [{"workers": [address], "allow_other_workers": True} for address in addresses]
         with _large_graphs():
-            runs = dask.persist(*(Delayed((name, i), graph, layer=name) for i in numbers), optimize_graph=False)
-        return dict(zip(numbers, runs, strict=True))
+            for first, where in enumerate(places):
+                mine = numbers[first :: len(places)]
+                jobs = (Delayed((name, i), graph, layer=name) for i in mine)
+                runs |= zip(mine, dask.persist(*jobs, optimize_graph=False, **where), strict=True)
+        return runs
 
     def job(self, kept: Mapping[int, Delayed], fresh: bool) -> Delayed:
         """The summary and the tally of all blocks."""
@@ -311,17 +322,29 @@ def _large_graphs() -> Iterator[None]:
 
 
 def _on_cluster(client: Any, job: Delayed) -> Any:
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
     with _large_graphs():
         future = client.compute(job, optimize_graph=False)
     try:
         return future.result()
+    except (CancelledError, CommClosedError) as error:
+        raise PlanError(
+            "the scheduler was lost: run the same again on another one; with a checkpoint it goes on from there"
+        ) from error
+    except KilledWorker as error:
+        raise PlanError(
+            f"the work was given up after {error.allowed_failures + 1} workers were lost at it: look at their memory; "
+            "with a checkpoint the same run goes on from there"
+        ) from error
     finally:
         future.cancel()
 
 
 def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[[float], None]:
     hear = listener()
-    done, length = 0.0, max(int(matrix.cuts[-1]), 1)
+    done, length = 0.0, max(int(matrix.cuts[-1] - matrix.cuts[0]), 1)
 
     def heard(positions: float) -> None:
         nonlocal done

@@ -13,9 +13,12 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from dask.sizeof import sizeof
 from distributed import Client, LocalCluster
 
 from pipeline import PCA, open_matrix, plan
+from pipeline.folds.rows import shifted
+from pipeline.keep import Block, Run
 from pipeline.progress import Progress, listening
 
 SHAPE = (3_000, 80)
@@ -85,8 +88,8 @@ def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:
 class Slow:
     """An array that takes its time, so that there is one to kill its reader in."""
 
-    def __init__(self, path: str, seconds: float) -> None:
-        self.path, self.seconds, self.shape, self.dtype = path, seconds, SHAPE, np.dtype("f8")
+    def __init__(self, path: str, seconds: float, shape: tuple[int, int] = SHAPE) -> None:
+        self.path, self.seconds, self.shape, self.dtype = path, seconds, shape, np.dtype("f8")
 
     def __getitem__(self, where: object) -> np.ndarray:
         time.sleep(self.seconds)
@@ -123,3 +126,20 @@ def test_the_plan_knows_the_cluster(client: Client, path: str) -> None:
         there = plan(path, PCA(4))
     limit = min(w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
     assert (there.workers, there.threads, there.memory_limit) == (2, 2, limit)
+
+
+def test_kept_blocks_stay_with_their_workers(tmp_path, client) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((8000, 20)) / np.arange(1, 21)) @ rng.standard_normal((20, 100)) + 5
+    zarr.create_array(tmp_path / "x.zarr", data=x, chunks=(500, 100))
+    model = PCA(4, solver="krylov").fit(str(tmp_path / "x.zarr"))
+    read = [walk["bytes"] for walk in model.subspace_.provenance["walks"]]
+    assert model.plan_.blocks_kept == model.plan_.n_blocks
+    assert read == [x.nbytes] + [0] * (model.plan_.passes - 1)
+    exact = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)[:4]
+    np.testing.assert_allclose(model.singular_values_, exact, rtol=1e-9)
+
+
+def test_dask_knows_how_large_kept_blocks_are() -> None:
+    rows = shifted(np.ones((100, 1000)), None, None)
+    assert sizeof(Run((Block((0, 100), rows, 0.1), Block((100, 200), rows, 0.1)), 0.2)) > 2 * rows.x.nbytes

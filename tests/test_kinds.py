@@ -104,6 +104,9 @@ KINDS: dict[str, Callable[[Path], tuple[Any, np.ndarray]]] = {
     "scipy's operator": lambda tmp: (sp.linalg.aslinearoperator(X), X),
     "complex zarr": lambda tmp: (zarr_of(tmp / "x.zarr", Z), Z),
     "complex dask": lambda tmp: (da.from_array(Z, chunks=(20, 13)), Z),
+    "wide csr": lambda tmp: (sp.csr_array(X.T), X.T),
+    "wide complex csc": lambda tmp: (sp.csc_array(Z.T), Z.T),
+    "wide operator": lambda tmp: (operator(X.T), X.T),
     "complex64": lambda tmp: (Z.astype("c8"), Z),
 }  # fmt: skip
 
@@ -135,7 +138,7 @@ def test_both_sides_are_the_same_matrix(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(matrix.rows(3, 21).read(0), dense[3:21], rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS, "single_pass"] if "single_pass" not in SOLVERS else SOLVERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_solver_finds_what_numpy_finds(kind: str, solver: str, tmp_path: Path) -> None:
     source, dense = KINDS[kind](tmp_path)
@@ -356,6 +359,29 @@ def test_complex_batches_merge_and_complex_likelihoods_are_those_of_scipy() -> N
     distance = np.einsum("ni,ij,nj->n", z.conj(), np.linalg.inv(covariance), z).real
     expected = -(5 * np.log(np.pi) + np.linalg.slogdet(covariance)[1] + distance)
     np.testing.assert_allclose(PCA(5).fit(Z[:, :5]).score_samples(Z[:, :5]), expected, rtol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(4, 40), st.integers(3, 40)),
+    decay=st.floats(0.3, 0.95),
+    seed=st.integers(0, 10**6),
+    solver=st.sampled_from([*SOLVERS, "single_pass"]),
+    dtype=st.sampled_from(["c8", "c16"]),
+)
+def test_no_bound_of_complex_data_is_below_the_truth(shape, decay: float, seed: int, solver: str, dtype: str) -> None:
+    rng, r = np.random.default_rng(seed), min(shape[0] - 1, shape[1])
+    left, right = (rng.standard_normal((m, r)) + 1j * rng.standard_normal((m, r)) for m in shape)
+    u, v = np.linalg.qr(left - left.mean(axis=0))[0], np.linalg.qr(right)[0]
+    x = ((u * decay ** np.arange(r)) @ v.conj().T + rng.normal()).astype(dtype)
+    wide = x.astype("c16")
+    rows = np.linalg.svd(wide - wide.mean(axis=0))[2]
+    k = min(3, *shape) - (shape[0] == 3)
+    found = PCA(k, solver=solver).fit(x)
+    for j in range(1, k + 1):
+        basis = np.linalg.qr(found.components_[:j].conj().T.astype("c16"))[0]
+        sine = np.linalg.norm(basis - rows[:j].conj().T @ (rows[:j] @ basis), 2)
+        assert sine <= np.sin(found.subspace_.angle_bounds[j - 1]) + 1e-12
 
 
 def test_a_target_that_is_complex_is_refused() -> None:

@@ -311,7 +311,7 @@ def test_only_the_version_before_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
         head = Head.parse((model / "zarr.json").read_bytes(), "m")
         assert head.version == version
         files = {p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_file()}
-        chunks = {f for f in files if not f.endswith("zarr.json")}
+        chunks = {f for f in files if not f.endswith("zarr.json") and not f.startswith("versions/")}
         assert len(chunks) == len(head.chunks) + (len(head.earlier[0].keys) if version > 1 else 0)
 
 
@@ -354,7 +354,7 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(S, store)
     assert load(store) == S
     assert check_whole(xr.open_zarr(store).load()) == 1
-    with pytest.raises(StoreError, match="only possible on a local disk"):
+    with pytest.raises(StoreError, match="needs a local disk"):
         save(S, store, overwrite=True)
     with pytest.raises(StoreError, match="opened"):
         load("nonsense://x")

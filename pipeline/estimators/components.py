@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from os import PathLike
@@ -12,11 +13,19 @@ import xarray as xr
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
+from zarr.abc.store import Store
 
 from pipeline.adjoint import check_operator
 from pipeline.driver import check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.containers import apply_rows, column_names, matrix_like, open_for_fit, rows_from_scores
+from pipeline.estimators.containers import (
+    apply_rows,
+    check_features,
+    column_names,
+    matrix_like,
+    open_for_fit,
+    rows_from_scores,
+)
 from pipeline.keep import Keep
 from pipeline.kernels.blocks import magnitudes
 from pipeline.kernels.rank import Rank
@@ -25,9 +34,11 @@ from pipeline.plans import Plan, Prepared, prepare
 from pipeline.provenance import provenance
 from pipeline.rowwise import RowFunction, RowKernel, written
 from pipeline.solvers import Settings
+from pipeline.store import load
+from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.subspace import Subspace
 
-__all__ = ["Components", "seed_of"]
+__all__ = ["Components", "seed_of", "squared_error"]
 
 
 class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -39,6 +50,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     solver: str
     missing: str
     memory_limit: int | str | None
+    checkpoint: Any
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
@@ -57,19 +69,23 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         estimator._keep(subspace)
         return estimator
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, start: Any = None) -> Self:
         """Find the components of X.
 
         Parameters
         ----------
-        X : Matrix or anything that `open_matrix` opens
-            n samples by d features.
+        X : Matrix or anything that `open_matrix` opens, or an iterator of row blocks (m, d)
+            n samples by d features. An iterator is read once, so that only the solvers of one pass serve: 'gram' and
+            'single_pass'.
         y : ignored
+        start : Subspace, fitted model or the path of a store, optional
+            An answer to begin with, such as that of the same data before it changed a little: an iterative solver then
+            takes one or two passes. The exact solvers have no use for it.
 
         Raises
         ------
         InputError, StoreError
-            When the data cannot be used.
+            When the data, or the start, cannot be used.
         PlanError
             When it does not fit in memory.
         ConvergenceError
@@ -77,7 +93,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """
         if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
             raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
-        self._found(open_for_fit(self, X), with_scores=False)
+        begin = None if start is None else start_of(start)
+        self._found(open_for_fit(self, X), with_scores=False, start=begin)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
@@ -93,8 +110,10 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return self.fit(X, y).transform(X)
         return self._found(matrix, with_scores=True)
 
-    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
+    def _found(self, matrix: Matrix, with_scores: bool, start: Subspace | None = None) -> Any:
         settings = self.settings()
+        if start is not None:
+            check_features(self, matrix, start)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
@@ -102,20 +121,27 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = self.prepare(matrix, with_scores)
+        ready = self.prepare(matrix, with_scores, start)
         check_operator(matrix)
         keep = Keep(ready.keep)
         try:
-            subspace = solve(ready.matrix, ready.solver, keep)
+            with checkpoint_at(self.checkpoint) as checkpoint:
+                subspace = solve(ready.matrix, ready.solver, keep, checkpoint)
+            if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
+                raise InputError(
+                    f"n_samples = {subspace.n_samples:g}: at least two samples are needed to have any variance"
+                )
             self.plan_ = ready.plan
             self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
             return self._whitened(self._scores(ready, keep)) if with_scores else None
         finally:
             keep.release()
 
-    def prepare(self, matrix: Matrix, with_scores: bool = False) -> Prepared:
+    def prepare(self, matrix: Matrix, with_scores: bool = False, start: Subspace | None = None) -> Prepared:
         """The plan of a fit, and what it is carried out with; raises as `plan` does."""
-        return prepare(matrix, self.settings(), self.solver, self.memory_limit, with_scores)
+        settings = self.settings()
+        settings = settings if start is None else replace(settings, start=start)
+        return prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
 
     def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
         X, found = ready.matrix, self.subspace_
@@ -180,7 +206,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def reconstruction_error(self, X: Any) -> Any:
         """Squared distance of each sample from its projection (n,), in weighted, scaled units."""
         check_is_fitted(self)
-        return self._rowwise(X, partial(_squared_error, self.subspace_), "reconstruction_error")
+        return self._rowwise(X, partial(squared_error, self.subspace_), "reconstruction_error")
 
     def _rowwise(
         self, X: Any, apply: RowKernel, name: str, width: int = 0, out: Any = None, overwrite: bool = False
@@ -242,6 +268,17 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return str(super()._html_repr()) + fitted
 
 
+def start_of(start: Any) -> Subspace:
+    """The Subspace of a start: itself, that of a fitted model, or what a store holds; raises InputError, StoreError."""
+    if isinstance(start, Components):
+        return start.subspace
+    if isinstance(start, str | PathLike | Store):
+        return load(start)
+    if not isinstance(start, Subspace):
+        raise InputError(f"start is a {type(start).__name__}: give a Subspace, a fitted model or the path of a store")
+    return start
+
+
 def seed_of(random_state: Any) -> int:
     """An int seed of an int, None, a RandomState or a Generator."""
     if random_state is None:
@@ -272,8 +309,8 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
         raise InputError(f"memory_limit={estimator.memory_limit!r}: give bytes, or a size such as '2GB'")
-    if estimator.checkpoint is not None:
-        raise InputError("checkpoint is not offered yet: leave it None")
+    if not isinstance(estimator.checkpoint, str | PathLike | Store | Checkpoint | None) or estimator.checkpoint == "":
+        raise InputError(f"checkpoint={estimator.checkpoint!r}: give the path or URL of a store, or None")
     return Settings(
         Rank(estimator.n_components),
         bool(center),
@@ -294,7 +331,8 @@ def _left_vectors(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     return scores * np.divide(1.0, values, out=np.zeros(len(values)), where=values > 0).astype(scores.dtype)
 
 
-def _squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+def squared_error(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
+    """Squared distance (m,) of rows (m, d) from a subspace, in its weighted, scaled units."""
     scores = subspace.project(rows)
     dtype = scores.dtype
     z = np.where(subspace.present, rows, 0) if not subspace.present.all() else rows

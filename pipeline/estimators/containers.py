@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from os import PathLike
@@ -18,19 +18,22 @@ from zarr.abc.store import Store
 
 from pipeline.errors import InputError
 from pipeline.labels import Coord, Labels
-from pipeline.matrix import Matrix, open_matrix
+from pipeline.matrix import Matrix, open_matrix, open_stream
 from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
 from pipeline.sources import unmasked
 from pipeline.subspace import Subspace
 
-__all__ = ["apply_rows", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
+__all__ = ["apply_rows", "check_features", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
 
 
 def open_for_fit(estimator: Any, X: Any) -> Matrix:
     """The Matrix of the training data; sets `n_features_in_` and `feature_names_in_` as scikit-learn does."""
-    if _in_memory(X):
+    if isinstance(X, Iterator):
+        matrix = open_stream(X)
+    elif _in_memory(X):
         return _called(estimator, _table(estimator, X, reset=True))
-    matrix = open_matrix(X)
+    else:
+        matrix = open_matrix(X)
     estimator.n_features_in_ = matrix.shape[1]
     if hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
@@ -49,9 +52,14 @@ def matrix_like(estimator: Any, X: Any, subspace: Subspace) -> Matrix:
         matrix = _table(estimator, X, reset=False)
     else:
         matrix = X if isinstance(X, Matrix) else _opened(_ordered(X, subspace), subspace)
+    check_features(estimator, matrix, subspace)
+    return _called(estimator, matrix)
+
+
+def check_features(estimator: Any, matrix: Matrix, subspace: Subspace) -> None:
+    """Raise InputError when the features of a matrix are not those of a subspace, in number, name or place."""
     _check_width(matrix.shape[1], subspace, estimator)
     _check_places(matrix, subspace.features)
-    return _called(estimator, matrix)
 
 
 def missing_call(estimator: Any, dtype: np.dtype[Any]) -> float | None:
@@ -143,12 +151,21 @@ def _in_memory(X: Any) -> bool:
         return False
     if isinstance(X, np.ndarray) and X.ndim > 2:
         return False
-    # scikit-learn's own checks refuse complex numbers.
-    return getattr(getattr(X, "dtype", None), "kind", "f") != "c"
+    return not _is_complex(X)  # scikit-learn's own checks refuse complex numbers
+
+
+def _is_complex(X: Any) -> bool:
+    if hasattr(X, "dtypes"):
+        return any(getattr(d, "kind", "O") == "c" for d in np.atleast_1d(np.asarray(X.dtypes, dtype=object)))
+    if isinstance(X, list | tuple):
+        return any(isinstance(v, complex | np.complexfloating) for row in X if np.iterable(row) for v in row)
+    return getattr(getattr(X, "dtype", None), "kind", "f") == "c"
 
 
 def _table(estimator: Any, X: Any, reset: bool) -> Matrix:
     """The Matrix of what scikit-learn takes; the columns of a DataFrame name the features."""
+    if isinstance(X, Iterator):
+        raise InputError("a stream of blocks can be read only by fit, and once: give one block after the other here")
     try:
         checked = validate_data(
             estimator,

@@ -35,23 +35,26 @@ class PCA(Components):
     Parameters
     ----------
     n_components : int, float or 'auto', optional
-        How many; a fraction in (0, 1) of the variance; 'auto': as many as rise above the noise (Gavish and Donoho
-        2014); None: min(n_samples, n_features).
+        How many; a fraction in (0, 1) of the variance; 'auto': as many as rise above white noise of the same shape, and
+        at least one (parallel analysis by the limit law of its largest singular value, Johnstone 2001); None:
+        min(n_samples, n_features).
     center : bool
         Subtract the mean.
     scale : {None, 'std', 'genotype'}
         Divide features by their standard deviation, or by sqrt(2 p (1 - p)) of allele counts with frequency p.
     solver : str
-        'gram', 'dual_gram', 'randomized', or 'auto': the one that the plan finds cheapest.
+        'gram', 'dual_gram', 'krylov', 'randomized', 'single_pass', or 'auto': the one that the plan finds cheapest.
     tol : float, optional
         Certified bound on the sine of the largest principal angle; None: the solver's default effort.
-    missing : {'error', 'mean'}
-        What to do with NaN entries, other than features that are NaN in every sample: refuse them, or take the mean of
-        the feature's observed entries for them (one pass more).
+    missing : {'error', 'mean', 'em'}
+        What to do with NaN entries, other than features that are NaN in every sample: refuse them, take the mean of
+        the feature's observed entries for them (one pass more), or fit probabilistic PCA to the entries that there are
+        (Tipping and Bishop 1999). Among integers, -1 is missing too under `scale='genotype'`.
     memory_limit : int or str, optional
         Bytes a worker, or a size such as '2GB'.
-    checkpoint : None
-        Store for resumable state.
+    checkpoint : str, PathLike or zarr Store, optional
+        A place of its own for the state of the fit, written after each pass and inside of it: the same fit goes on from
+        there when it was killed. Removed when the fit is done; refused when it is that of other data or settings.
     random_state : int, RandomState or None
         Of the randomized solver.
     whiten : bool

@@ -175,7 +175,7 @@ class RobustPCA(PCA):
             self.missing,
         )
 
-    def prepare(self, matrix: Matrix, with_scores: bool = False) -> Prepared:
+    def prepare(self, matrix: Matrix, with_scores: bool = False, start: Subspace | None = None) -> Prepared:
         """The plan of a fit, and what it is carried out with."""
         solver = self._solver()
         why = f"robust against up to {100 * solver.options.eps:g} % of the rows, as asked for"
@@ -189,12 +189,14 @@ class RobustPCA(PCA):
     def _told(self, state: StreamState) -> None:
         self.state_ = state
 
-    def _found(self, matrix: Matrix, with_scores: bool) -> Any:
+    def _found(self, matrix: Matrix, with_scores: bool, start: Subspace | None = None) -> Any:
+        if start is not None:
+            raise InputError("a robust method finds its own beginning: leave out start")
         if hasattr(self, "state_"):
             del self.state_
         if matrix.work_dtype.kind == "c":
             raise InputError(f"{matrix.name} is complex: robust methods are for real numbers")
-        return super()._found(matrix, with_scores)
+        return super()._found(matrix, with_scores, start)
 
     @available_if(_streaming)
     def partial_fit(self, X: Any, y: Any = None) -> Self:

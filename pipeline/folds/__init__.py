@@ -2,21 +2,28 @@
 
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.defects import Defects
+from pipeline.folds.digest import Digest, RowDigest
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
 from pipeline.folds.scores import ColumnScores, RowScores
+from pipeline.folds.witness import Content, Witness, witnessed
 
 __all__ = [
     "ColumnFactor",
     "ColumnProduct",
     "ColumnScores",
+    "Content",
     "Defects",
+    "Digest",
     "Moments",
     "Products",
+    "RowDigest",
     "RowMeans",
     "RowMoments",
     "RowProduct",
     "RowScores",
     "Standard",
+    "Witness",
+    "witnessed",
 ]

@@ -98,7 +98,12 @@ class ColumnProduct:
         z, adjoint = x.x, x.x.conj().T
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is multiplied once more, in float64
             product = z @ (adjoint if self.thin is None else adjoint @ self.thin.astype(self.dtype))
-        if out_of_range(x.energy, z):
+        return self.summed(x, product, held)
+
+    def summed(self, x: Columns, product: np.ndarray, held: Dual | None) -> Dual:
+        """What is held with the product of one block more."""
+        adjoint = x.x.conj().T
+        if out_of_range(x.energy, x.x):
             product = product_in_float64(adjoint, self.thin)
         if held is None:
             held = Dual(np.zeros(product.shape, doubled(self.dtype)), 0.0, 0.0, 0, Rounding())

@@ -1,9 +1,10 @@
 """What the folds do with blocks that are never made dense: centred and scaled by algebra, not by subtraction.
 
-Walking rows, the pilot is zero: sums and products are taken of the entries as they are, and the mean is taken out when
-summaries are combined or finished, in double precision; the `energy` that a summary carries is that of the entries, so
-that certificates know what may have cancelled. Walking columns, with w the roots of the row weights and F the factors,
-Z = diag(w) (X - 1 mu^T) F gives Z^H R = F (X^H (w R) - conj(mu) (w^T R)) and Z T = w (X F T - 1 (mu^T F T)).
+Walking rows, a block gives moments about its own mean m: with Y = X R - 1 (m^T R), whose columns sum to zero,
+C R = X^H Y; blocks are combined as any others. Walking columns, with w the roots of the row weights, n the sum of their
+squares and F the factors, Z = diag(w) (X - 1 mu^T) F gives Z^H R = F X^H (w R - w^2 (w^T R) / n) and
+Z T = w (X F T - 1 (mu^T F T)). The `energy` that a summary carries is that of the entries before the mean was taken
+out, so that certificates know what may have cancelled.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import InputError, NonfiniteError
+from pipeline.errors import InputError
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Dual, Factor, Standard
 from pipeline.folds.defects import Defects, Found
 from pipeline.folds.means import Observed, RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.pairing import Pair, Pairing
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.sketches import ColumnSketch, ColumnSketches, RowSketch, RowSketches
+from pipeline.folds.witness import Seen, Witness
 from pipeline.kernels.blocks import LOUDEST, spread_of
 from pipeline.kernels.implicit import ImplicitBlock
 from pipeline.kernels.rounding import Rounding
+from pipeline.kernels.signs import signs
 
 __all__ = ["implicit_block", "takes_implicit"]
 
@@ -39,37 +43,41 @@ def implicit_block(fold: Any, x: ImplicitBlock, at: tuple[int, int], held: Any) 
 
 def takes_implicit(fold: Any) -> bool:
     """Whether `implicit_block` knows the fold."""
+    if isinstance(fold, Witness):
+        return takes_implicit(fold.fold)
     return implicit_block.dispatch(type(fold)) is not implicit_block.dispatch(object)
 
 
 @implicit_block.register
 def _moments(fold: RowMoments, x: ImplicitBlock, at: tuple[int, int], held: Moments | None) -> Moments:
     d, weights = x.shape[1], _part(fold.weights, at)
-    x, absent = _present(x, None if held is None else held.absent)
-    if held is None:
-        none = np.zeros(d)
-        held = Moments(0.0, 0, none, absent, none, np.zeros((d, d), x.dtype), none, Rounding())
-    x.add_gram(held.scatter, weights)
-    _check_loud(float(np.trace(held.scatter).real))
-    n = float(x.shape[0] if weights is None else weights.sum())
-    return replace(held, n=held.n + n, rows=held.rows + x.shape[0], sums=held.sums + x.sums(weights))
+    x, absent = _present(x)
+    x, pilot = x.shifted()
+    n, sums = _count(x, weights), x.sums(weights)
+    scatter = np.zeros((d, d), x.dtype)
+    x.add_gram(scatter, weights, about=_over(sums, n))
+    energy = x.squares(weights)
+    _check_loud(float(energy.sum()))
+    found = Moments(n, x.shape[0], pilot, absent, sums, scatter, energy, Rounding(), central=True)
+    return found if held is None else fold.combine(held, found)
 
 
 @implicit_block.register
 def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Products | None) -> Products:
-    (d, l), weights = fold.lens.shape, _part(fold.weights, at)
-    x, absent = _present(x, None if held is None else held.absent)
-    if held is None:
-        none = np.zeros(d)
-        held = Products(0.0, none, absent, none, none, none, np.zeros((l, d), x.dtype), Rounding())
-    image = x.times(fold.lens)
+    weights = _part(fold.weights, at)
+    x, absent = _present(x)
+    x, pilot = x.shifted()
+    n, sums = _count(x, weights), x.sums(weights)
+    middle = _over(sums, n)
+    image = x.times(fold.lens) - middle @ fold.lens
     if weights is not None:
         image *= weights[:, None]
-    np.add(held.product, x.adjoint(image).conj().T, out=held.product)
-    squares = x.squares(weights) if fold.squares else np.zeros(d)
-    _check_loud(float(squares.sum()))
-    n = float(x.shape[0] if weights is None else weights.sum())
-    return replace(held, n=held.n + n, sums=held.sums + x.sums(weights), squares=held.squares + squares)
+    product = x.adjoint(image) - np.outer(middle.conj(), image.sum(axis=0))
+    none = np.zeros(x.shape[1])
+    squares, energy = (x.squares(weights, middle), x.squares(weights)) if fold.squares else (none, none)
+    _check_loud(float(energy.sum()))
+    found = Products(n, pilot, absent, sums, squares, energy, product.conj().T, Rounding(), central=True)
+    return found if held is None else fold.combine(held, found)
 
 
 @implicit_block.register
@@ -128,19 +136,46 @@ def _pairing(fold: Pairing, x: ImplicitBlock, at: tuple[int, int], held: Pair | 
     return fold.block(x, at, held, {})
 
 
+@implicit_block.register
+def _row_sketch(fold: RowSketch, x: ImplicitBlock, at: tuple[int, int], held: RowSketches | None) -> RowSketches:
+    products = _products(fold.product, x, at, None)
+    theta = signs(fold.seed, *at, fold.number) * fold.roots(at)
+    x, _ = _present(x)
+    sums = theta.sum(axis=1)
+    signed = x.adjoint(theta.T).conj().T - np.outer(sums, products.pilot)
+    found = RowSketches(products, signed, sums)
+    return found if held is None else fold.combine(held, found)
+
+
+@implicit_block.register
+def _column_sketch(
+    fold: ColumnSketch, x: ImplicitBlock, at: tuple[int, int], held: ColumnSketches | None
+) -> ColumnSketches:
+    assert fold.product.thin is not None
+    dual = _column_product(fold.product, x, at, None)
+    x, columns = _Columns.of(fold.product.standard, x, at)
+    part = at[0], columns.adjoint(x, fold.product.thin), columns.mean, columns.spread
+    signed = columns.times(x, signs(fold.seed, *at, fold.number).T)
+    found = ColumnSketches(dual, Factor((part,)), signed)
+    return found if held is None else fold.combine(held, found)
+
+
 class _Columns:
     """Means, spreads and factors of the columns of a block, and the products that follow."""
 
     @staticmethod
     def of(standard: Standard, x: ImplicitBlock, at: tuple[int, int]) -> tuple[ImplicitBlock, _Columns]:
-        x, absent = _present(x, None)
-        return x, _Columns(standard, x, at, absent)
+        x, absent = _present(x)
+        x, pilot = x.shifted() if standard.center else (x, np.zeros(x.shape[1]))
+        return x, _Columns(standard, x, at, absent, pilot)
 
-    def __init__(self, standard: Standard, x: ImplicitBlock, at: tuple[int, int], absent: np.ndarray) -> None:
+    def __init__(
+        self, standard: Standard, x: ImplicitBlock, at: tuple[int, int], absent: np.ndarray, pilot: np.ndarray
+    ) -> None:
         weights = standard.sample_weights
-        n = float(x.shape[0] if weights is None else weights.sum())
-        mean = x.sums(weights) / n if n else np.zeros(x.shape[1])
-        about = x.squares(weights, about=mean)
+        n = _count(x, weights)
+        middle = _over(x.sums(weights), n)
+        mean, about = pilot + middle, x.squares(weights, about=middle)
         self.raw = x.squares(weights)
         self.factor = np.ones(x.shape[1]) if standard.weights is None else standard.weights[at[0] : at[1]]
         nan = np.where(absent, np.nan, 1.0)
@@ -152,12 +187,12 @@ class _Columns:
         self.squares = about * self.factor**2
         self.mean = mean * nan
         self.roots = np.ones(x.shape[0]) if weights is None else np.sqrt(weights)
-        self.taken = mean if standard.center else np.zeros_like(mean)
+        self.shares = self.roots**2 / n if standard.center and n else np.zeros(x.shape[0])
+        self.taken = middle if standard.center else np.zeros_like(middle)
 
     def adjoint(self, x: ImplicitBlock, thin: np.ndarray) -> np.ndarray:
         """Z^H R (c, l)."""
-        image = x.adjoint(self.roots[:, None] * thin) - np.outer(self.taken.conj(), self.roots @ thin)
-        return self.factor[:, None] * image
+        return self.factor[:, None] * x.adjoint(self.roots[:, None] * thin - np.outer(self.shares, self.roots @ thin))
 
     def times(self, x: ImplicitBlock, thin: np.ndarray) -> np.ndarray:
         """Z T (n, l)."""
@@ -167,20 +202,22 @@ class _Columns:
     def add_gram(self, x: ImplicitBlock, out: np.ndarray) -> None:
         """out += Z Z^H (n, n)."""
         plain = np.zeros_like(out)
-        x.add_dual_gram(plain, self.factor**2)
-        middle = x.times((self.factor**2 * self.taken.conj())[:, None])[:, 0]
-        plain -= middle[:, None]
-        plain -= middle.conj()[None, :]
-        plain += float((self.factor**2 * (self.taken * self.taken.conj()).real).sum())
+        x.add_dual_gram(plain, self.factor**2, about=self.taken)
         out += self.roots[:, None] * plain * self.roots
 
 
-def _present(x: ImplicitBlock, known: np.ndarray | None) -> tuple[ImplicitBlock, np.ndarray]:
-    """The block with zeros in columns that are NaN throughout; these must be those known already."""
+def _present(x: ImplicitBlock) -> tuple[ImplicitBlock, np.ndarray]:
+    """The block with zeros in columns that are NaN throughout, and which these are."""
     absent = x.absent()
-    if known is not None and not np.array_equal(absent, known):
-        raise NonfiniteError("a feature is NaN in some samples only")
     return x.without(absent), absent
+
+
+def _count(x: ImplicitBlock, weights: np.ndarray | None) -> float:
+    return float(x.shape[0] if weights is None else weights.sum())
+
+
+def _over(sums: np.ndarray, n: float) -> np.ndarray:
+    return sums / n if n else np.zeros_like(sums)
 
 
 def _part(weights: np.ndarray | None, at: tuple[int, int]) -> np.ndarray | None:
@@ -190,3 +227,9 @@ def _part(weights: np.ndarray | None, at: tuple[int, int]) -> np.ndarray | None:
 def _check_loud(energy: float) -> None:
     if not energy < LOUDEST:
         raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
+
+
+@implicit_block.register
+def _(fold: Witness, x: ImplicitBlock, at: tuple[int, int], held: Any) -> Any:
+    inside = held.summary if isinstance(held, Seen) else held
+    return fold.implicit(x, implicit_block(fold.fold, x, at, inside), at, held)

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.estimators import PCA, RobustPCA, TruncatedSVD
+from pipeline.estimators import PCA, AnomalyDetector, RobustPCA, TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
-from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec
+from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Plan
-from pipeline.store import save
-from pipeline.store.head import ROOT, Head
+from pipeline.store import history, save
+from pipeline.store.checkpoint import checkpoint_at
+from pipeline.store.head import ROOT
+from pipeline.store.read import is_icechunk, locate
 from pipeline.subspace import Subspace
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["JobResult", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
+__all__ = ["JobResult", "anomalies_of", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,19 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
     """
     output = spec.output
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=output.overwrite)
-    _check_is_model(output.model)
+    _check_apart(spec)
+    place = f"icechunk:{output.model}" if output.store == "icechunk" else output.model
+    head = _head_of(place, output.overwrite)
     with ExitStack() as stack:
         if client is None:
             stack.enter_context(cluster_client(spec=spec.cluster))
         else:
             stack.enter_context(client.as_current())
         matrix = open_source(spec.source)
-        estimator = make_estimator(spec.model).fit(matrix)
-        save(estimator.subspace_, output.model, overwrite=output.overwrite)
+        # The checkpoint goes when the model is stored, not before.
+        with checkpoint_at(spec.model.checkpoint) as checkpoint:
+            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix, start=spec.model.start)
+            save(estimator.subspace_, place, overwrite=output.overwrite, parent=head)
         try:
             _write_products(spec, matrix, estimator)
         except PipelineError as error:
@@ -96,7 +102,7 @@ def make_estimator(spec: ModelSpec) -> PCA | TruncatedSVD:
     """The estimator of a job, not fitted yet."""
     kind = _ESTIMATORS[spec.estimator]
     unasked = {name for name in ("method", "eps") if getattr(spec, name) is None}
-    parameters = {**spec.model_dump(exclude={"estimator", *unasked}), "center": spec.center is not False}
+    parameters = {**spec.model_dump(exclude={"estimator", "start", *unasked}), "center": spec.center is not False}
     known = kind._get_param_names()
     return kind(**{name: value for name, value in parameters.items() if name in known})
 
@@ -112,6 +118,34 @@ def scores_of(subspace: Subspace, spec: SourceSpec, out: str | None = None, *, o
     samples = matrix.samples
     values = estimator.transform(matrix).reshape(*samples.sizes, subspace.k)
     return xr.DataArray(values, samples.xarray_coords(), (*samples.dims, "mode"))
+
+
+def anomalies_of(
+    subspace: Subspace,
+    spec: SourceSpec,
+    out: str,
+    *,
+    normal: str | None = None,
+    threshold: str | float = 0.99,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the anomaly scores of a source to `out`, and count those above a threshold fitted to normal samples.
+
+    Returns samples, and with `normal` threshold and anomalies; raises as `AnomalyDetector` does.
+    """
+    value = scalar(threshold) if isinstance(threshold, str) else threshold
+    detector = AnomalyDetector(subspace, value)
+    source = spec.path if spec == SourceSpec(path=spec.path) else open_source(spec)
+    if normal is not None:
+        # Opened as the source is, so that the same variables and dims are meant.
+        detector.fit(normal if source == spec.path else open_source(spec.model_copy(update={"path": normal})))
+    scores = detector.score(source, out=out, overwrite=overwrite)
+    facts: dict[str, Any] = {"samples": int(scores.size)}
+    if normal is None:
+        return facts
+    lengths = range(0, scores.shape[0], max(1, 2**22 // max(scores[:1].size, 1)))
+    above = sum(int((scores[i : i + lengths.step].values > detector.threshold_).sum()) for i in lengths)
+    return facts | {"threshold": detector.threshold_, "anomalies": above}
 
 
 def check_outputs(outputs: Sequence[str | None], source: str | None = None, *, overwrite: bool = False) -> None:
@@ -149,11 +183,35 @@ def _check_writable(output: str, place: Path) -> None:
         raise StoreError(f"{output} cannot be written ({error.strerror} in {above}): choose another place") from error
 
 
-def _check_is_model(output: str) -> None:
-    """What a model replaces must be a model; an array under a mistyped name is not."""
-    root = Path(output) / ROOT
-    if root.exists():
-        Head.parse(root.read_bytes(), output)
+def _check_apart(spec: JobSpec) -> None:
+    """A checkpoint has a place of its own."""
+    kept = spec.model.checkpoint
+    if kept is None or "://" in kept:
+        return
+    place, output = Path(kept).resolve(), spec.output
+    for other in filter(None, (spec.source.path, output.model, output.scores, output.report)):
+        taken = Path(other).resolve()
+        if "://" not in other and (place == taken or place in taken.parents or taken in place.parents):
+            raise InputError(f"the checkpoint {kept} cannot lie where {other} is: choose a place of its own")
+
+
+def _head_of(output: str, overwrite: bool) -> str | None:
+    """Id of the version that a model is to follow: if it is another one in the end, somebody else was faster.
+
+    What a model replaces must be a model; an array under a mistyped name is not.
+    """
+    local = "://" not in output and not is_icechunk(locate(output))
+    if local and not (Path(output) / ROOT).exists():
+        return None
+    try:
+        head = history(output).head
+    except StoreError:
+        if local:
+            raise
+        return None  # nothing is there, or what is wrong is told when it is written to
+    if not overwrite:
+        raise StoreError(f"{output} exists already: choose another place, or replace it with overwrite (--overwrite)")
+    return head
 
 
 def _write_products(spec: JobSpec, matrix: Matrix, estimator: PCA | TruncatedSVD) -> None:

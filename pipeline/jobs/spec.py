@@ -28,6 +28,7 @@ __all__ = [
     "Range",
     "SourceSpec",
     "load_job",
+    "load_spec",
     "parse_job",
     "scalar",
 ]
@@ -129,6 +130,7 @@ class ModelSpec(_Spec):
     memory_limit: _Bytes | None = Field(default=None, description="bytes a worker, or a size such as 2GB")
     checkpoint: _Name | None = Field(default=None, description="the path or URL of a store")
     random_state: int = Field(default=0, ge=0, description="an int of at least 0")
+    start: _Name | None = Field(default=None, description="the path or URL of a model to begin with")
     method: _Name | None = Field(default=None, description="the name of a robust method, such as filter")
     eps: float | None = Field(default=None, ge=0, lt=0.5, strict=False, description="a share from 0 and below 0.5")
 
@@ -154,6 +156,7 @@ class OutputSpec(_Spec):
     model: _Name = Field(description="the path or URL of the store to write")
     scores: _Name | None = Field(default=None, description="the path or URL of the store to write")
     report: _Name | None = Field(default=None, description="the path of the HTML file to write")
+    store: Literal["zarr", "icechunk"] = Field(default="zarr", description="zarr or icechunk")
     overwrite: bool = Field(default=False, description="true or false")
 
 
@@ -201,10 +204,17 @@ def parse(kind: type[S], settings: Mapping[str, Any]) -> S:
 
 
 def load_job(path: str | PathLike[str]) -> JobSpec:
-    """The job that a YAML file describes.
+    """The job that a YAML file describes; raises as `load_spec`."""
+    return load_spec(JobSpec, path)
+
+
+def load_spec(kind: type[S], path: str | PathLike[str]) -> S:
+    """What a YAML file describes.
 
     Parameters
     ----------
+    kind : type
+        Of the settings.
     path : path
         Of the file; relative paths inside it start at the current directory.
 
@@ -230,11 +240,12 @@ def load_job(path: str | PathLike[str]) -> JobSpec:
         raise InputError(f"{name} is no YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(settings, dict):
         what = "is empty" if settings is None else "holds no keys"
-        raise InputError(f"{name} {what}: a job needs the sections source, model and output")
+        needed = [key for key, field in kind.model_fields.items() if field.is_required()]
+        raise InputError(f"{name} {what}: it needs the sections {', '.join(needed[:-1])} and {needed[-1]}")
     try:
-        return JobSpec.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        place, sentence = _explain(JobSpec, settings, error)
+        place, sentence = _explain(kind, settings, error)
         raise InputError(f"{name} line {_line(root, place)}: {sentence}") from None
 
 

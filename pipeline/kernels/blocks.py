@@ -11,6 +11,7 @@ from pipeline.errors import InputError, NonfiniteError
 __all__ = [
     "LOUDEST",
     "absent_columns",
+    "check_digits",
     "check_energy",
     "checked_sums",
     "column_squares",
@@ -144,6 +145,20 @@ def out_of_range(energy: float, x: np.ndarray) -> bool:
         return False
     limits = np.finfo(x.dtype)
     return not energy < float(limits.max) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
+
+
+def check_digits(x: np.ndarray, name: str) -> None:
+    """Raise InputError where integers are so much larger than they differ that float64 cannot tell them apart."""
+    largest = max(abs(float(x.max(initial=0))), abs(float(x.min(initial=0))))
+    if largest < 2.0**53:
+        return
+    spread = (x.max(axis=0) - x.min(axis=0)).astype(np.float64)
+    lost = largest * 2.0**-53
+    if np.any((spread > 0) & (spread < 1e7 * lost)):
+        raise InputError(
+            f"{name} holds integers of up to {largest:.0e} that differ by {spread[spread > 0].min():.0e} only: float64 "
+            "has 16 digits, so subtract a constant from them first"
+        )
 
 
 def check_energy(energy: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import chi2
 
-__all__ = ["norm_from_probes", "sine_bounds", "upper_bounds"]
+__all__ = ["norm_from_probes", "nystrom_bounds", "sine_bounds", "sines_of", "upper_bounds"]
 
 
 def sine_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, rounding: float, k: int) -> np.ndarray:
@@ -41,10 +41,7 @@ def sine_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, roundin
     array([1.e-09])
     """
     rest = upper_bounds(theta, coupling, outside, k)
-    size = np.sqrt(np.cumsum(np.maximum(np.diag(coupling).real[:k], 0.0)))  # Frobenius: at least the spectral norm
-    room = theta[:k] - rest - 2 * rounding  # infinite where nothing is left
-    sine = np.divide(size + rounding, room, out=np.ones(k), where=room > size + rounding)
-    return np.minimum(sine, 1.0)
+    return sines_of(np.sqrt(np.maximum(np.diag(coupling).real[:k], 0.0)), theta[:k], rest, rounding)
 
 
 def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int) -> np.ndarray:
@@ -59,6 +56,51 @@ def upper_bounds(theta: np.ndarray, coupling: np.ndarray, outside: float, k: int
     for j in range(k - 1, 0, -1):  # one Ritz pair more joins the rest
         bounds[j - 1] = _pair(theta[j], bounds[j], sizes[j]) if np.isfinite(bounds[j]) else theta[j]
     return bounds
+
+
+def nystrom_bounds(values: np.ndarray, tilt: np.ndarray, left: float, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far the eigenvectors u of a Nystrom approximation lie outside its basis K, and bounds mu_j on what is left.
+
+    C less its approximation is E, positive semidefinite with E K = 0: C u = value u + E u, and ||E u|| is at most ||E||
+    times the part of u outside K. C restricted to the complement of u_1 … u_j is at most the approximation there
+    plus ||E|| (I - K K^T): a Schur complement bounds its largest eigenvalue, as for Ritz pairs.
+
+    Parameters
+    ----------
+    values : (q,) array
+        Eigenvalues of the approximation, largest first.
+    tilt : (q, q) array
+        sqrt(value_i value_j) times the inner products of the parts of u_i and u_j outside K.
+    left : float
+        Bound on ||E||.
+    k : int
+        Number of leading vectors.
+
+    Returns
+    -------
+    outside, rest : (k,) arrays
+        g_j, and mu_j: bounds on the (j + 1)-th eigenvalue of C.
+
+    Examples
+    --------
+    >>> outside, rest = nystrom_bounds(np.array([4.0, 1.0]), np.diag([0.04, 0.0]), 0.5, 1)
+    >>> outside.round(3), rest.round(4)
+    (array([0.1]), array([1.]))
+    """
+    outside = np.sqrt(np.maximum(np.diag(tilt).real[:k], 0.0) / np.maximum(values[:k], np.finfo(float).tiny))
+    outside = np.minimum(outside, 1.0)
+    rest = np.empty(k)
+    rest[k - 1] = _largest(values[k:], left * tilt[k:, k:], left)
+    for j in range(k - 1, 0, -1):  # one vector more joins the rest
+        rest[j - 1] = _pair(values[j] + left * outside[j] ** 2, rest[j], left * outside[j])
+    return outside, rest
+
+
+def sines_of(sizes: np.ndarray, values: np.ndarray, rest: np.ndarray, rounding: float) -> np.ndarray:
+    """Sine bounds (k,) of the first 1 … k vectors (Davis and Kahan 1970) from residuals, values and what is left."""
+    size = np.sqrt(np.cumsum(sizes**2)) + rounding  # Frobenius: at least the spectral norm
+    room = values - rest - 2 * rounding  # infinite where nothing is left
+    return np.minimum(np.divide(size, room, out=np.ones(len(values)), where=room > size), 1.0)
 
 
 def _pair(a: float, b: float, f: float) -> float:

@@ -18,6 +18,7 @@ from pipeline.kernels.blocks import doubled, magnitudes
 __all__ = ["ImplicitBlock", "OperatorBlock", "SparseBlock", "as_compressed"]
 
 _PANEL_BYTES = 32 << 20  # of a dense panel or a sparse product at a time
+_LINE = 8  # columns of a thin matrix that are multiplied at a time
 _CROWDED = 0.2  # share of entries stored from which on dense products are faster than sparse ones
 
 
@@ -43,12 +44,20 @@ class ImplicitBlock(Protocol):
         """(c,) weighted sums of squared magnitudes of the columns about `about` (c,), or zero."""
         ...
 
-    def add_gram(self, out: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """out (c, c) += X^H diag(weights) X."""
+    def add_gram(self, out: np.ndarray, weights: np.ndarray | None, about: np.ndarray) -> None:
+        """out (c, c) += X'^H diag(weights) X', X' = X - 1 about^T."""
         ...
 
-    def add_dual_gram(self, out: np.ndarray, weights: np.ndarray) -> None:
-        """out (m, m) += X diag(weights) X^H."""
+    def add_dual_gram(self, out: np.ndarray, weights: np.ndarray, about: np.ndarray) -> None:
+        """out (m, m) += X' diag(weights) X'^H, X' = X - 1 about^T."""
+        ...
+
+    def shifted(self) -> tuple[ImplicitBlock, np.ndarray]:
+        """The block less a pilot (c,), where that leaves it as sparse as it was; and the pilot.
+
+        The mean^2 of a column of which a share f is stored is at most f / (1 - f) of its variance: only those that are
+        full can lose digits by it.
+        """
         ...
 
     def absent(self) -> np.ndarray:
@@ -105,12 +114,12 @@ class SparseBlock:
         self.dtype: np.dtype[Any] = wide
 
     def times(self, thin: np.ndarray) -> np.ndarray:
-        return self.array @ thin
+        return _product(self.array, thin)
 
     def adjoint(self, thin: np.ndarray) -> np.ndarray:
         if self.dtype.kind != "c":
-            return self.array.T @ thin
-        return (self.array.T @ thin.conj()).conj()
+            return _product(self.array.T, thin)
+        return _product(self.array.T, thin.conj()).conj()
 
     def sums(self, weights: np.ndarray | None = None) -> np.ndarray:
         return self.array.T @ (np.ones(self.shape[0]) if weights is None else weights)
@@ -124,12 +133,31 @@ class SparseBlock:
         stored = self._like(np.ones(self.array.data.size)).T @ w
         return squares + np.maximum(w.sum() - stored, 0.0) * magnitudes(about)
 
-    def add_gram(self, out: np.ndarray, weights: np.ndarray | None = None) -> None:
-        a = self.array if weights is None else self._like(self.array.data * np.sqrt(weights)[self._rows()])
-        _add_gram(out, a)
+    def add_gram(self, out: np.ndarray, weights: np.ndarray | None, about: np.ndarray) -> None:
+        m, c = self.shape
+        roots = np.ones(m) if weights is None else np.sqrt(weights)
+        if self.array.nnz > _CROWDED * m * c:  # so many entries that slabs of rows are multiplied faster as dense ones
+            for (start, stop), slab in zip(_stretches(m, c), self.slabs(), strict=True):
+                slab -= about
+                slab *= roots[start:stop, None]
+                out += slab.conj().T @ slab
+            return
+        _add_gram(out, self.array if weights is None else self._like(self.array.data * roots[self._rows()]))
+        sums = self.sums(weights)
+        out -= np.outer(sums.conj(), about)
+        out -= np.outer(about.conj(), sums - float(roots @ roots) * about)
 
-    def add_dual_gram(self, out: np.ndarray, weights: np.ndarray) -> None:
+    def add_dual_gram(self, out: np.ndarray, weights: np.ndarray, about: np.ndarray) -> None:
         _add_gram(out, self._like(self.array.data * np.sqrt(weights)[self._columns()]).conj().T)
+        middle = self.times((weights * about.conj())[:, None])
+        out -= middle
+        out -= middle.conj().T - float(weights @ magnitudes(about))
+
+    def shifted(self) -> tuple[SparseBlock, np.ndarray]:
+        columns = self._columns()
+        full = np.bincount(columns, minlength=self.shape[1]) == max(self.shape[0], 1)
+        pilot = np.where(full, self.sums() / max(self.shape[0], 1), 0.0)
+        return (SparseBlock(self._like(self.array.data - pilot[columns])) if full.any() else self), pilot
 
     def absent(self) -> np.ndarray:
         wrong = ~np.isfinite(self.array.data)
@@ -225,13 +253,19 @@ class OperatorBlock:
             squares[a:b] = magnitudes(panel).T @ (np.ones(self.shape[0]) if weights is None else weights)
         return squares
 
-    def add_gram(self, out: np.ndarray, weights: np.ndarray | None = None) -> None:
+    def add_gram(self, out: np.ndarray, weights: np.ndarray | None, about: np.ndarray) -> None:
         for a, b, panel in self._panels():
-            out[:, a:b] += self.adjoint(panel if weights is None else panel * weights[:, None])
+            panel = panel - about[a:b]
+            panel = panel if weights is None else panel * weights[:, None]
+            out[:, a:b] += self.adjoint(panel) - np.outer(about.conj(), panel.sum(axis=0))
 
-    def add_dual_gram(self, out: np.ndarray, weights: np.ndarray) -> None:
+    def add_dual_gram(self, out: np.ndarray, weights: np.ndarray, about: np.ndarray) -> None:
         for a, b, panel in self._panels():
+            panel = panel - about[a:b]
             out += (panel * weights[a:b]) @ panel.conj().T
+
+    def shifted(self) -> tuple[OperatorBlock, np.ndarray]:
+        return self, np.zeros(self.shape[1])
 
     def absent(self) -> np.ndarray:
         if not np.isfinite(self.sums()).all():
@@ -302,15 +336,20 @@ def _stretches(length: int, across: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, length)
 
 
+def _product(a: Any, thin: np.ndarray) -> np.ndarray:
+    """a @ thin, some columns at a time: what is gathered for an entry is then a line of the cache."""
+    width = thin.shape[1] if thin.ndim == 2 else 1
+    if width <= 2 * _LINE:
+        return a @ thin
+    product = np.empty((a.shape[0], width), np.result_type(a.dtype, thin.dtype))
+    for start in range(0, width, _LINE):
+        product[:, start : start + _LINE] = a @ np.ascontiguousarray(thin[:, start : start + _LINE])
+    return product
+
+
 def _add_gram(out: np.ndarray, a: Any) -> None:
     """out += a^H a for a CSR or CSC array, in panels whose product stays small."""
-    m, c = a.shape
-    if a.nnz > _CROWDED * m * c:  # so many entries that slabs of rows are multiplied faster as dense ones
-        rows = a.tocsr()
-        for start, stop in _stretches(m, c):
-            slab = rows[start:stop].toarray()
-            out += slab.conj().T @ slab
-        return
+    c = a.shape[1]
     left, right = a.conj().T.tocsr(), a.tocsr()
     for start, stop in _stretches(c, 2 * c):
         product = (left[start:stop] @ right).tocoo()

@@ -7,7 +7,9 @@ import scipy.linalg
 
 from pipeline.kernels.blocks import doubled
 
-__all__ = ["eigh_descending", "fix_signs", "orthonormal", "orthonormal_beside", "principal_angles"]
+__all__ = ["eigh_descending", "fix_signs", "orthonormal", "orthonormal_beside", "principal_angles", "tall_qr"]
+
+_INDEPENDENT = 1e-4  # of columns of norm one: their Gram matrix is then known well enough
 
 
 def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -48,9 +50,34 @@ def fix_signs(components: np.ndarray) -> np.ndarray:
     return np.divide(entries.conj(), size, out=np.ones_like(entries), where=size > 0)
 
 
+def tall_qr(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """QR of a tall matrix (m, l) in double precision: orthonormal columns (m, l), and R (l, l) upper triangular.
+
+    Cholesky QR twice (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya 2015), which takes a few large products where
+    Householder's takes many small ones, that threads of a busy machine wait for each other in; Householder's where
+    columns are not independent enough.
+    """
+    a = np.asarray(a, dtype=doubled(a.dtype))
+    sizes = np.linalg.norm(a, axis=0)
+    if a.shape[1] and a.shape[0] >= a.shape[1] and np.all(sizes > 0) and np.isfinite(sizes).all():
+        q, r, steps = a / sizes, np.diag(sizes).astype(a.dtype), 2
+        try:
+            for _ in range(steps):
+                root = scipy.linalg.cholesky(q.conj().T @ q, check_finite=False)
+                if np.diag(root).real.min() < _INDEPENDENT:
+                    break
+                q = scipy.linalg.solve_triangular(root, q.T, trans="T", check_finite=False).T
+                r = root @ r
+            else:
+                return q, r
+        except np.linalg.LinAlgError:
+            pass
+    return scipy.linalg.qr(a, mode="economic", check_finite=False)
+
+
 def orthonormal(a: np.ndarray) -> np.ndarray:
-    """Orthonormal basis (m, l) of the columns of a tall matrix, by Householder QR in double precision."""
-    return scipy.linalg.qr(np.asarray(a, dtype=doubled(a.dtype)), mode="economic", check_finite=False)[0]
+    """Orthonormal basis (m, l) of the columns of a tall matrix, in double precision."""
+    return tall_qr(a)[0]
 
 
 def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> np.ndarray:
@@ -59,11 +86,15 @@ def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> n
     Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. Two projections are enough
     where columns are independent (Giraud, Langou and Rozloznik 2005); replaced ones take one more.
     """
-    for _ in range(3):
+    replaced = False
+    for turn in range(3):
         before = np.linalg.norm(a, axis=0)
         a = a - known @ (known.conj().T @ a)
-        q, r = scipy.linalg.qr(a, mode="economic", check_finite=False)
+        q, r = tall_qr(a)
         lost = np.abs(np.diag(r)) <= 1e-14 * before
+        if turn and not lost.any() and not replaced:
+            break
+        replaced = bool(lost.any())
         a = np.where(lost, spare, q)
     return q
 

@@ -11,6 +11,8 @@ from pipeline.errors import InputError
 
 __all__ = ["Rank", "noise_threshold"]
 
+_RARE = 2.023  # 99 % quantile of the Tracy-Widom law of order one
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -69,7 +71,7 @@ class Rank:
         most = self.most(n, d)
         if not self.open:
             return most
-        if self.wanted == "auto":
+        if self.wanted == "auto":  # of pure noise one is kept, as a model has at least one
             return max(1, min(int(np.sum(squares > noise_threshold(squares, energy, n, d) ** 2)), most))
         # The first k whose share is strictly above the fraction, as in scikit-learn.
         share = np.cumsum(squares) / energy if energy > 0 else np.ones(squares.size)
@@ -77,23 +79,26 @@ class Rank:
 
 
 def noise_threshold(squares: np.ndarray, energy: float, n: int, d: int) -> float:
-    """Singular value below which components are taken for noise (Gavish and Donoho 2014, known noise level).
+    """Singular value that white noise of this shape exceeds once in a hundred: parallel analysis by its limit law.
 
-    The noise level is that of what the components above the threshold leave, found by fixed-point iteration: it needs
-    the leading values and the total only, so that it serves every solver. With b = min/max of (n, d) the threshold is
-    lambda*(b) sqrt(max(n, d)) sigma, lambda*(b)^2 = 2 (b + 1) + 8 b / (b + 1 + sqrt(b^2 + 14 b + 1)).
+    Parallel analysis compares with the largest singular value of noise. For n x d noise of level sigma its square is
+    sigma^2 (mu + s t) with mu = (a + b)^2, s = (a + b)(1/a + 1/b)^(1/3), a = sqrt(n - 1/2), b = sqrt(d - 1/2), and t of
+    the Tracy and Widom law (Johnstone 2001). The level is that of what the components above the threshold leave, found
+    by fixed-point iteration (as in the deflated parallel analysis of Dobriban and Owen 2019): it needs the leading
+    values and the total only, so that it serves every solver. Components whose strength is above the transition of
+    Baik, Ben Arous and Peche (2005) rise above it as matrices grow; below that no method can tell them from noise.
     """
     if not energy > 0:
         return 0.0
-    b = min(n, d) / max(n, d)
-    factor = np.sqrt(2 * (b + 1) + 8 * b / (b + 1 + np.sqrt(b**2 + 14 * b + 1)))
-    kept = 0
+    a, b = np.sqrt(max(n - 0.5, 0.5)), np.sqrt(max(d - 0.5, 0.5))
+    largest = (a + b) ** 2 + _RARE * (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    least = np.finfo(np.float64).eps * max(n, d) * float(squares[0])  # where there is no noise, rounding is none either
+    kept, threshold = 0, 0.0
     for _ in range(squares.size + 1):
         left = max(energy - float(squares[:kept].sum()), 0.0)
-        level = np.sqrt(left / max((n - kept) * (d - kept), 1))
-        threshold = float(factor * np.sqrt(max(n, d)) * level)
-        above = int(np.sum(squares > threshold**2))
+        threshold = max(left / max((n - kept) * (d - kept), 1) * largest, least)
+        above = int(np.sum(squares > threshold))
         if above <= kept:
             break
         kept = above
-    return threshold
+    return float(np.sqrt(threshold))

@@ -82,10 +82,18 @@ def cumulative(subspace: Subspace) -> Picture:
 
 
 def effect(subspace: Subspace, j: int) -> np.ndarray:
-    """What one standard deviation of score j does to each feature, in the data's own units: (d,), NaN where no data."""
+    """What one standard deviation of score j does to each feature, in the data's own units: (d,), NaN where no data.
+
+    Of complex data the magnitude.
+    """
     spread = np.sqrt(subspace.explained_variance[j])
     nothing = np.full(subspace.n_features, np.nan)
-    return np.divide(subspace.basis[j] * spread, subspace.factor, out=nothing, where=subspace.factor != 0)
+    return np.divide(_drawn(subspace.basis[j]) * spread, subspace.factor, out=nothing, where=subspace.factor != 0)
+
+
+def _drawn(values: np.ndarray) -> np.ndarray:
+    """Real values as they are, the magnitudes of complex ones."""
+    return np.abs(values) if values.dtype.kind == "c" else values
 
 
 def mode(subspace: Subspace, j: int) -> Picture:
@@ -96,7 +104,7 @@ def mode(subspace: Subspace, j: int) -> Picture:
     if len(labels.dims) == 1:
         kinds = _runs(labels)
         # Variables of different units share no scale but that of the unit vector.
-        return _line(labels, subspace.components[j] if kinds else values, j, "" if kinds else units, kinds)
+        return _line(labels, _drawn(subspace.components[j]) if kinds else values, j, "" if kinds else units, kinds)
     return _sheet(sheet(labels, values), labels, values, j, units)
 
 
@@ -107,7 +115,8 @@ def score(subspace: Subspace, scores: xr.DataArray, j: int) -> Picture:
     spread = float(np.sqrt(subspace.explained_variance[j])) or 1.0
     dim, axis = score_axis(scores)
     others = [d for d in scores.dims if d not in (dim, "mode")]
-    rows = scores.isel(mode=j).transpose(*others, dim).values.reshape(-1, scores.sizes[dim]).astype(float) / spread
+    rows = _drawn(scores.isel(mode=j).transpose(*others, dim).values)
+    rows = rows.reshape(-1, scores.sizes[dim]).astype(float) / spread
     order = np.argsort(axis.values, kind="stable")
     figure, (ax,) = _figure(1.7)
     x, note = axis.values[order], ""

@@ -129,8 +129,18 @@ def _factor_rounding(n: int, dtype: Any) -> float:
     return float((4.0 + np.sqrt(n)) * np.finfo(dtype).eps)
 
 
-def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
-    """The Subspace of left vectors and the factor of the long side that belongs to them."""
+def factored(X: Matrix, state: Any, settings: Settings, images: np.ndarray | None = None) -> Subspace:
+    """The Subspace of left vectors and the factor of the long side that belongs to them.
+
+    Parameters
+    ----------
+    X : Matrix
+    state : DualState or IterationState
+    settings : Settings
+    images : (k,) array, optional
+        Norms ||Z Z^T u|| of left vectors that are no exact eigenvectors: the norm of a score column is that of Z v for
+        v = Z^T u / ||Z^T u||.
+    """
     long, mean, scale = state.factor.joined()
     present = np.isfinite(mean)
     values = np.linalg.norm(long, axis=0)
@@ -139,6 +149,15 @@ def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
     components = np.zeros_like(long)
     turn = np.diag(r)
     components[present] = q * np.where(turn == 0, 1.0, turn / np.where(turn == 0, 1.0, np.abs(turn)))
+    residual, sines = right_residuals(state.residual, values**2, X.shape[0], state.dtype), state.sines
+    if images is not None:
+        loud = values > 1e-6 * values.max(initial=0.0)
+        values = np.divide(images, values, out=values.copy(), where=loud)
+        order = np.argsort(-values, kind="stable")
+        # Where two change places, the leading ones up to there are others than those that are certified.
+        same = np.maximum.accumulate(order) <= np.arange(len(order))
+        components, values, residual = components[:, order], values[order], residual[order]
+        sines = np.where(same, sines, 1.0)
     n = X.shape[0] if X.sample_weights is None else float(X.sample_weights.sum())
     dof = max(n - 1.0, 0.0) if settings.center else n
     return Answer(
@@ -148,7 +167,7 @@ def factored(X: Matrix, state: Any, settings: Settings) -> Subspace:
         scale,
         float(n),
         state.spread / dof if dof else 0.0,
-        right_residuals(state.residual, values**2, X.shape[0], state.dtype),
-        state.sines,
+        residual,
+        sines,
         state.passes,
     ).subspace(X, settings)

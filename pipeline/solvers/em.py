@@ -98,7 +98,7 @@ class EM:
             state = replace(state, inner=self.inner.step(X, state.inner, summary))
             if self.inner.done(state.inner) is None:
                 return state
-            start = self.inner.result(X, state.inner)
+            start = replace(self.inner.result(X, state.inner), features=None)  # a state is made of arrays
             return replace(state, start=start, model=_start(start), passes=start.passes)
         state = replace(state, passes=state.passes + 1)
         if summary.gaps == 0:
@@ -115,7 +115,7 @@ class EM:
         assert start is not None
         assert model is not None
         if state.reason not in (CONVERGED, LIMIT) or state.before is None:
-            return start
+            return replace(start, features=X.features)
         k, d = start.k, int(start.present.sum())
         left, values, _ = np.linalg.svd(model.loadings, full_matrices=False)
         variances = values**2 + model.noise

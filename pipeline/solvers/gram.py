@@ -14,6 +14,7 @@ from pipeline.kernels.linalg import eigh_descending
 from pipeline.matrix import Matrix
 from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, STALLED, Answer, Cost, Settings, unit_roundoff
 from pipeline.sources import ROWS
+from pipeline.sources.stream import Stream
 from pipeline.subspace import Subspace
 
 __all__ = ["Gram", "exact_sines", "gram_rounding", "unmet"]
@@ -43,7 +44,8 @@ class Gram:
 
     def init(self, X: Matrix) -> GramState:
         self.settings.rank.most(*X.shape)
-        return GramState(0, X.block_dtype)
+        once = isinstance(X.source, Stream)  # no second pass where float32 products stand in the way of tol
+        return GramState(0, doubled(X.dtype) if once and self.settings.tol is not None else X.block_dtype)
 
     def fold(self, X: Matrix, state: GramState) -> RowMoments:
         probe = np.random.default_rng(self.settings.seed).standard_normal(X.shape[1])

@@ -1,8 +1,8 @@
 """What the iterative solvers share: one pass an iteration, along either side, and a certificate out of every pass.
 
-A pass multiplies the second-moment operator C with an orthonormal block Q. Rayleigh-Ritz on the products at hand gives
-the answer so far and, with no pass more, its certificate; probe columns that are independent of the basis, and deflated
-by it, bound what lies outside. What the next block is, and which products are kept, is all that solvers differ in.
+A pass multiplies the second-moment operator C with an orthonormal block Q. The products at hand give the answer so far
+and, with no pass more, its certificate; probe columns that are independent of the basis, and deflated by it, bound what
+lies outside. What the next block is, and which products are kept, is all that solvers differ in.
 """
 
 from __future__ import annotations
@@ -15,28 +15,23 @@ import numpy as np
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
-from pipeline.kernels.certificate import norm_from_probes, sine_bounds
-from pipeline.kernels.linalg import eigh_descending, orthonormal
+from pipeline.kernels.certificate import norm_from_probes
+from pipeline.kernels.linalg import eigh_descending, orthonormal, tall_qr
 from pipeline.matrix import Matrix
+from pipeline.solvers import extraction
 from pipeline.solvers.dual_gram import factored, right_sines, standard
+from pipeline.solvers.extraction import Leading, Ritz
 from pipeline.solvers.gram import gram_rounding
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED, Answer, Cost, Settings
 from pipeline.sources import COLUMNS, ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Basis", "Iteration", "IterationState", "Ritz"]
+__all__ = ["Basis", "Iteration", "IterationState", "dear"]
 
-_PROBES = 8
-
-
-@dataclass(frozen=True)
-class Ritz:
-    """Ritz values (p,), vectors (m, p), their images C v (m, p), and the part of those outside of the basis (m, p)."""
-
-    theta: np.ndarray
-    vectors: np.ndarray
-    images: np.ndarray
-    leak: np.ndarray
+_PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
+_DEAR = 256 << 20  # bytes from which on a pass counts
+_WARM = 2  # passes from a start, without a tol
+_AGREE, _FAINT = 1e-9, 1e-8
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,12 @@ class IterationState:
     probe_log: float
     probe_powers: int
     ritz: Ritz | None = None
+    left: np.ndarray | None = None
+    squares: np.ndarray | None = None
     residual: np.ndarray | None = None
     sines: np.ndarray | None = None
-    rank: int = 0
     rounding: float = 0.0
+    moved: float = np.inf
     history: tuple[float, ...] = ()
     n: float = 0.0
     spread: float = 0.0
@@ -72,6 +69,11 @@ class IterationState:
     scale: np.ndarray | None = None
     reason: str | None = None
     factor: Factor | None = None
+
+    @property
+    def rank(self) -> int:
+        """How many components there are."""
+        return 0 if self.squares is None else len(self.squares)
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,17 @@ class Iteration:
     blocks_held: ClassVar[int]
     """Blocks of vectors that the driver holds at most, beside the products of a pass."""
 
-    def advance(self, state: IterationState, ritz: Ritz, image: np.ndarray, most: int) -> Basis:
+    def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         """The next block and what is known beside it.
 
         Parameters
         ----------
         state : IterationState
             With the basis of the pass that has just ended.
+        basis : Basis
+            All that is known now; its block is the image of the block of that pass.
         ritz : Ritz
-            Of all that is known.
-        image : (m, l) array
-            C times the block of that pass.
+            Of all that is known, where the answer is `due`.
         most : int
             Dimension of the space that there is.
         """
@@ -122,33 +124,61 @@ class Iteration:
         """Passes without a tol."""
         raise NotImplementedError
 
+    def effort(self, X: Matrix) -> int:
+        """Passes without a tol, from where it starts."""
+        return self.passes(X) if self.settings.start is None or self.side == COLUMNS else min(_WARM, self.passes(X))
+
+    def due(self, X: Matrix, state: IterationState) -> bool:
+        """Whether an answer is to be drawn from the products of this pass."""
+        return True
+
+    def settled(self, X: Matrix, state: IterationState) -> bool:
+        """Whether, without a tol, further passes would not change the answer by what counts."""
+        return False
+
+    def squared(self, X: Matrix) -> bool:
+        """Whether the answer is to be drawn by Nystrom extraction, where that is better."""
+        return False
+
+    @property
+    def n_probes(self) -> int:
+        """Columns that bound what lies outside the basis."""
+        return _PROBES if self.settings.start is None else _WARM_PROBES
+
     def width(self, X: Matrix) -> int:
         """Columns of a block: more than asked for, since the extra ones cost little beside the reading."""
         rank, short = self.settings.rank, min(X.shape)
         k = rank.most(*X.shape) if not rank.open else min(32, short)
-        extra = self.n_oversamples if self.n_oversamples is not None else max(16, k // 2)
+        extra = self.n_oversamples if self.n_oversamples is not None else max(16, k // 4)
         return min(k + extra, short)
 
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
-        l, m = self.width(X) + _PROBES, X.shape[1 - self.side]
+        l, m = self.width(X) + self.n_probes, X.shape[1 - self.side]
         long = 0 if self.side == ROWS else 8 * 3 * d * l
-        passes = self.passes(X) + (self.side == COLUMNS)
+        passes = self.effort(X) + (self.side == COLUMNS)
         held = 8 * self.blocks_held * m * l
         return Cost(passes, self.side, 8 * m * l, X.work_dtype.itemsize * m * l, held + long, 4.0 * n * d * l)
 
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
-        rng, m = np.random.default_rng(self.settings.seed), X.shape[1 - self.side]
-        none = np.zeros((m, 0))
-        basis = Basis(none, none, orthonormal(rng.standard_normal((m, self.width(X)))))
-        return IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
+        rng, m, start = np.random.default_rng(self.settings.seed), X.shape[1 - self.side], self.settings.start
+        none, block = np.zeros((m, 0)), rng.standard_normal((m, self.width(X)))
+        if start is not None and self.side == ROWS:
+            lead = start.basis[: block.shape[1]].conj().T
+            block = np.hstack([lead, block[:, lead.shape[1] :]])
+        basis = Basis(none, none, orthonormal(block))
+        state = IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
+        if start is None or self.side == COLUMNS:
+            return state
+        # The probes of a warm start see its first pass: it may be the last.
+        return replace(self._probed(state, none, none), scale=start.scale)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
         if state.reason is not None:
-            assert state.ritz is not None
-            return ColumnFactor(dtype, standard(X, self.settings), state.ritz.vectors[:, : state.rank])
+            assert state.left is not None
+            return ColumnFactor(dtype, standard(X, self.settings), state.left)
         thin = np.hstack([state.basis.block, state.probes])
         probe = np.random.default_rng([self.settings.seed, state.passes]).standard_normal((thin.shape[1],))
         if self.side == COLUMNS:
@@ -164,10 +194,12 @@ class Iteration:
         else:
             applied = self._columns(X, summary)
         state = replace(state, passes=state.passes + 1, n=applied.n, spread=applied.spread, loud=applied.loud)
+        if first and state.mean is not None and np.isnan(state.mean).any():
+            state, applied = _on_features(state, applied)
         if first and self.side == ROWS and self.settings.scale is not None:
             # The spread became known in this pass: its product is of other units than its basis, and still a start.
-            return replace(state, basis=replace(state.basis, block=orthonormal(applied.product)))
-        return self._decide(X, self._ritz(X, state, applied))
+            return replace(state, basis=replace(state.basis, block=orthonormal(applied.product[:, : self.width(X)])))
+        return self._decide(X, self._multiplied(X, state, applied))
 
     def done(self, state: IterationState) -> str | None:
         if state.reason is None or (self.side == COLUMNS and state.factor is None):
@@ -175,17 +207,21 @@ class Iteration:
         return state.reason
 
     def result(self, X: Matrix, state: IterationState) -> Subspace:
-        ritz, k = state.ritz, state.rank
-        assert ritz is not None
-        if self.side == COLUMNS:
-            return factored(X, state, self.settings)
+        if self.side == ROWS:
+            return self._answer(X, state)
+        assert state.ritz is not None
+        return factored(X, state, self.settings, np.linalg.norm(state.ritz.images[:, : state.rank], axis=0))
+
+    def _answer(self, X: Matrix, state: IterationState) -> Subspace:
+        assert state.left is not None
+        assert state.squares is not None
         assert state.mean is not None
         assert state.residual is not None
         assert state.sines is not None
         dof = max(state.n - 1.0, 0.0) if self.settings.center else state.n
         return Answer(
-            ritz.vectors[:, :k],
-            np.sqrt(np.maximum(ritz.theta[:k], 0.0)),
+            state.left,
+            np.sqrt(np.maximum(state.squares, 0.0)),
             state.mean,
             state.scale,
             state.n,
@@ -222,80 +258,96 @@ class Iteration:
         energy = summary.energy
         return _Applied(summary.product, summary.squares, energy, summary.loud, rounding, n, summary.present)
 
-    def _ritz(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
-        """Rayleigh-Ritz and the certificate from the products at hand; the next block."""
+    def _multiplied(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
+        """The state with one product more: the next block, and the answer so far where it is due."""
         check_energy(applied.energy)
-        block, l = state.basis.block, state.basis.block.shape[1]
-        whole = np.hstack([state.basis.known, block])
-        images = np.hstack([state.basis.images, applied.product[:, :l]])
-        inner = whole.conj().T @ images
-        theta, turn = eigh_descending((inner + inner.conj().T) / 2)
-        images = images @ turn
-        leak = images - whole @ (whole.conj().T @ images)
-        ritz = Ritz(theta, whole @ turn, images, leak)
+        l = state.basis.block.shape[1]
+        image = applied.product[:, :l]
+        whole = np.hstack([state.basis.known, state.basis.block])
+        images = np.hstack([state.basis.images, image])
         most = min(min(X.shape), applied.present)
+        grown = Basis(whole, images, image)
+        if not self.due(X, state):
+            state = self._probed(state, whole, applied.product[:, l:])
+            return replace(state, basis=self.advance(state, grown, None, most))
+        products = extraction.Products.of(whole, images)
+        theta, turn = eigh_descending(products.inner)
         k = self.settings.rank.resolve(np.maximum(theta, 0.0), applied.energy, X.shape[0], applied.present)
         if k > theta.size - min(8, theta.size // 4) and theta.size < most:
-            return self._widened(state, ritz, min(theta.size, most - theta.size))
+            return self._widened(state, images, min(theta.size, most - theta.size))
         k = min(k, theta.size)
         rounding = applied.rounding + gram_rounding(
             state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
-        state, outside = self._outside(state, whole, applied, theta, most)
-        sines = sine_bounds(theta, leak.conj().T @ leak, outside, rounding, k)
-        if self.side == COLUMNS:
-            sines = right_sines(sines, theta[:k], float(theta[0]), X.shape[0], state.dtype)
-        floor = max(np.finfo(float).eps * float(theta[0]), np.finfo(float).tiny)
-        sizes = np.linalg.norm(leak[:, :k], axis=0) + rounding
+        outside = -np.inf if theta.size >= whole.shape[0] else 0.0
+        if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
+            state = self._probed(state, whole, applied.product[:, l:])
+            outside = self._outside(state, applied.energy, theta)
+        last = self.settings.tol is None and state.passes >= self.effort(X)
+        if last and self.squared(X) and theta.size < most:
+            answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
+            # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
+            clear = answer.values[-1] > max(_FAINT * float(theta[0]), 2 * rounding)
+            if clear and np.any(answer.values > theta[:k] * (1 + _AGREE)):
+                return self._answered(X, state, answer, theta)
+        width = k if last else min(theta.size, max(l, k + 16))
+        answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
+        moved = np.inf if state.ritz is None else _moved(state.ritz.theta, theta, k)
+        state = replace(self._answered(X, state, answer, theta), ritz=ritz, rounding=rounding, moved=moved)
+        if last:
+            return state
         return replace(
             state,
-            basis=self.advance(state, ritz, applied.product[:, :l], most),
-            ritz=ritz,
-            rank=k,
-            residual=sizes / np.maximum(theta[:k], floor),
-            sines=sines,
-            rounding=rounding,
-            history=(*state.history, float(np.linalg.norm(leak[:, :k]))),
+            basis=self.advance(state, grown, ritz, most),
+            history=(*state.history, float(np.linalg.norm(ritz.leak[:, :k]))),
         )
 
-    def _widened(self, state: IterationState, ritz: Ritz, more: int) -> IterationState:
+    def _answered(self, X: Matrix, state: IterationState, answer: Leading, theta: np.ndarray) -> IterationState:
+        sines, largest = answer.sines, float(theta[0])
+        if self.side == COLUMNS:
+            sines = right_sines(sines, answer.values, largest, X.shape[0], state.dtype)
+        floor = max(np.finfo(float).eps * largest, np.finfo(float).tiny)
+        residual = answer.sizes / np.maximum(answer.values, floor)
+        return replace(state, left=answer.vectors, squares=answer.values, residual=residual, sines=sines)
+
+    def _widened(self, state: IterationState, images: np.ndarray, more: int) -> IterationState:
         """A wider block, where more components are wanted than the basis can hold."""
-        m = ritz.vectors.shape[0]
-        fresh = np.random.default_rng([self.settings.seed, ritz.theta.size]).standard_normal((m, more))
+        m = images.shape[0]
+        fresh = np.random.default_rng([self.settings.seed, images.shape[1]]).standard_normal((m, more))
         if self.side == ROWS and state.mean is not None:
             fresh *= np.isfinite(state.mean)[:, None]
         none = np.zeros((m, 0))
-        basis = Basis(none, none, orthonormal(np.hstack([ritz.images, fresh])))
-        return replace(state, basis=basis, probes=none, probe_powers=0, ritz=None, sines=None)
+        basis = Basis(none, none, orthonormal(np.hstack([images, fresh])))
+        return replace(state, basis=basis, probes=none, probe_powers=0, ritz=None, sines=None, squares=None)
 
-    def _outside(
-        self, state: IterationState, whole: np.ndarray, applied: _Applied, theta: np.ndarray, most: int
-    ) -> tuple[IterationState, float]:
-        """A bound on the norm of what the basis leaves of C; the probes that will sharpen it in the next pass."""
-        if theta.size >= most:
-            return state, -np.inf if theta.size >= whole.shape[0] else 0.0
-        left = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
+    def _probed(self, state: IterationState, whole: np.ndarray, image: np.ndarray) -> IterationState:
+        """The probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
         if state.probes.shape[1] == 0:  # only now: a random basis, that of the first pass, would hide a part
             rng = np.random.default_rng([self.settings.seed, 1, state.passes])
-            probes, size = np.linalg.qr(rng.standard_normal((whole.shape[0], _PROBES)))
-            return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0), left
-        image = applied.product[:, state.basis.block.shape[1] :]
-        probes, size = np.linalg.qr(image - whole @ (whole.conj().T @ image))
+            probes, size = tall_qr(rng.standard_normal((whole.shape[0], min(self.n_probes, whole.shape[0]))))
+            return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0)
+        probes, size = tall_qr(image - whole @ (whole.conj().T @ image))
         size, powers = size @ state.probe_size, state.probe_powers + 1
         norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
         log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
-        bound = norm_from_probes(log, _PROBES, powers)
-        state = replace(state, probes=probes, probe_size=size / norm, probe_log=log, probe_powers=powers)
-        return state, min(left, bound)
+        return replace(state, probes=probes, probe_size=size / norm, probe_log=log, probe_powers=powers)
+
+    def _outside(self, state: IterationState, energy: float, theta: np.ndarray) -> float:
+        """A bound on the norm of what the basis leaves of C."""
+        left = max(energy - float(theta.sum()), 0.0) + 1e-14 * energy
+        if state.probe_powers == 0:
+            return left
+        return min(left, norm_from_probes(state.probe_log, state.probes.shape[1], state.probe_powers))
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""
         tol, ritz = self.settings.tol, state.ritz
         exhausted = state.passes >= self.settings.max_passes
-        if ritz is None or state.sines is None:
-            return replace(state, reason=LIMIT) if exhausted else state
         if tol is None:
-            return replace(state, reason=COMPLETE) if state.passes >= self.passes(X) else state
+            enough = (state.passes >= self.effort(X) or self.settled(X, state)) and state.squares is not None
+            return replace(state, reason=COMPLETE) if enough else state
+        if ritz is None or state.sines is None:
+            return replace(state, reason=LIMIT) if exhausted and state.squares is not None else state
         if state.sines[-1] <= tol:
             return replace(state, reason=CONVERGED)
         if exhausted:
@@ -319,6 +371,29 @@ class Iteration:
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
         basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
         return replace(state, dtype=doubled(state.dtype), history=(), basis=basis)
+
+
+def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
+    """The largest change of the leading k eigenvalues, over the next one: per-vector error of Feng et al. (2024)."""
+    following = float(now[min(k, len(now) - 1)])
+    k = min(k, len(before))
+    return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))
+
+
+def dear(X: Matrix) -> bool:
+    """Whether a pass over a matrix costs so much that one less is worth an answer that is somewhat coarser."""
+    return (X.bytes_a_pass if X.source.implicit else X.nbytes) > _DEAR
+
+
+def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationState, _Applied]:
+    """A first block without what it has, random as it is, at features that turned out to have no values."""
+    assert state.mean is not None
+    l = state.basis.block.shape[1]
+    left, sizes, right = np.linalg.svd(state.basis.block * np.isfinite(state.mean)[:, None], full_matrices=False)
+    kept = sizes > 1e-8
+    image = applied.product[:, :l] @ (right[kept].conj().T / sizes[kept])
+    state = replace(state, basis=replace(state.basis, block=left[:, kept]))
+    return state, replace(applied, product=np.hstack([image, applied.product[:, l:]]))
 
 
 def _factor(X: Matrix, state: IterationState) -> np.ndarray:

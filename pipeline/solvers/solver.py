@@ -44,6 +44,8 @@ class Settings:
     tol: float | None = None
     seed: int = 0
     max_passes: int = 60
+    start: Subspace | None = None
+    """An earlier answer, near to this one: what iterations along rows begin with."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pipeline.sources.opening import Opened, open_source, unmasked
 from pipeline.sources.operator import Operator
 from pipeline.sources.source import COLUMNS, ROWS, ImplicitSource, Range, Source
-from pipeline.sources.stamp import stamp
+from pipeline.sources.stamp import likeness, stamp, stamp_of_rows, view
 from pipeline.sources.window import Window
 
 __all__ = [
@@ -15,7 +15,10 @@ __all__ = [
     "Range",
     "Source",
     "Window",
+    "likeness",
     "open_source",
     "stamp",
+    "stamp_of_rows",
     "unmasked",
+    "view",
 ]

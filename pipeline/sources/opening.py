@@ -27,6 +27,7 @@ from pipeline.sources.operator import Operator, is_operator
 from pipeline.sources.picked import Picked
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
+from pipeline.sources.trust import check_trusted
 
 __all__ = ["Opened", "open_source", "unmasked"]
 
@@ -89,6 +90,8 @@ def _plain(shape: Sequence[int]) -> tuple[Labels, Labels]:
 def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
     if isinstance(source, str | PathLike | Store):
         return _stored(source, variable)
+    if isinstance(source, zarr.Group | zarr.Array):
+        check_trusted(source, str(source.store_path))
     if isinstance(source, zarr.Group):
         return _group_fields(source, variable, f"zarr group {source.store_path}")
     if isinstance(source, xr.Dataset):
@@ -122,6 +125,7 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
             node = zarr.open(where, mode="r+" if isinstance(where, Store) and not where.read_only else "r")
         except Exception as error:
             raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
+        check_trusted(node, name)
         if isinstance(node, zarr.Group):
             return _group_fields(node, variable, name)
     if variable is not None:

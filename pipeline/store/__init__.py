@@ -1,16 +1,31 @@
-"""Where models are kept: `save` publishes a subspace to a Zarr v3 store, `load` gives it back."""
+"""Where models are kept: `save` publishes a subspace as a version in a Zarr v3 store, `load` gives it back."""
 
 from __future__ import annotations
 
 from pipeline.store.dataset import from_dataset, to_dataset
-from pipeline.store.publish import commit
+from pipeline.store.head import Version
+from pipeline.store.history import History, commit, expire, history, provenance_of, rollback, tag
 from pipeline.store.read import Place, load
 from pipeline.subspace import Subspace
 
-__all__ = ["from_dataset", "load", "save", "to_dataset"]
+__all__ = [
+    "History",
+    "Version",
+    "expire",
+    "from_dataset",
+    "history",
+    "load",
+    "provenance_of",
+    "rollback",
+    "save",
+    "tag",
+    "to_dataset",
+]
 
 
-def save(subspace: Subspace, store: Place, overwrite: bool = False) -> None:
+def save(
+    subspace: Subspace, store: Place, overwrite: bool = False, *, parent: str | None = None, kind: str = "fit"
+) -> Version:
     """Write a subspace to a store, whole or not at all.
 
     Parameters
@@ -18,15 +33,28 @@ def save(subspace: Subspace, store: Place, overwrite: bool = False) -> None:
     subspace : Subspace
         What is written.
     store : str, PathLike, zarr Store
-        A path on a local disk; a URL or an open Zarr store for a first version.
+        A path on a local disk, the URL of an object store, `icechunk:` and the path or URL of a repository, or an open
+        store.
     overwrite : bool
-        Replace the model that is there; whoever reads it meanwhile gets the old one or the new one.
+        Put a new version in the place of the head, which stays in the history; whoever reads it meanwhile gets the old
+        one or the new one.
+    parent : str, optional
+        Id of the version that must be the head still.
+    kind : str
+        What made the version.
+
+    Returns
+    -------
+    Version
+        What the history says of it.
 
     Raises
     ------
     InputError
         When names or values of the feature coordinates cannot be stored.
+    ConflictError
+        When somebody else has published meanwhile.
     StoreError
         When something is there already, or writing fails: what was there before stays as it was.
     """
-    commit(to_dataset(subspace), store, overwrite=overwrite)
+    return commit(to_dataset(subspace), store, overwrite, parent=parent, kind=kind)

@@ -29,9 +29,11 @@ _LONG_NAMES = {
     "explained_variance_ratio": "share of the total variance",
     "residual": "relative residual of the singular triplet",
     "angle_bound": "bound on the largest principal angle of the modes up to this one",
+    "left_out": "bounds on what merges have left out of the second moments, and on its coupling with the components",
+    "turn": "by what principal modes were turned, times their singular values",
 }
-_OPTIONAL = {"scale", "weights", "explained_variance", "explained_variance_ratio"}
-_RESERVED = {"mode", *_LONG_NAMES}
+_OPTIONAL = {"scale", "weights", "explained_variance", "explained_variance_ratio", "turn", "left_out"}
+_RESERVED = {"mode", "principal", "bound", "versions", *_LONG_NAMES}
 _NUMBERS = ("n_samples", "total_variance", "passes", "centered")
 # Attributes by which CF decoding would change the values; the features' record keeps them.
 _DECODED = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "dtype", "coordinates"}
@@ -103,6 +105,8 @@ def from_dataset(ds: xr.Dataset) -> Subspace:
         passes=int(ds.attrs["passes"]),
         features=_labels(ds, dims, shape),
         provenance=json.loads(ds.attrs.get("provenance", "{}")),
+        left_out=np.asarray(ds["left_out"].values) if "left_out" in ds.variables else None,
+        turn=np.asarray(ds["turn"].transpose("mode", "principal").values) if "turn" in ds.variables else None,
     )
 
 
@@ -119,6 +123,8 @@ def _arrays(s: Subspace, labels: Labels) -> list[tuple[str, tuple[str, ...], np.
         ("components", ("mode", *labels.dims), s.components.reshape(s.k, *labels.sizes)),
         *((name, labels.dims, a.reshape(labels.sizes)) for name, a in maps.items() if a is not None),
         *((name, ("mode",), a) for name, a in modes.items()),
+        *([] if s.turn is None else [("turn", ("mode", "principal"), s.turn)]),
+        *([] if s.left_out is None else [("left_out", ("bound",), s.left_out)]),
     ]
 
 

@@ -1,24 +1,29 @@
 """`Head`: what the root `zarr.json` of a stored model says, and the one way to read and write it.
 
 The root holds the metadata of every array (consolidated, as xarray reads them) and our own record: version, the
-chunk files with their sizes and checksums, and which files of earlier versions are still there for their readers.
+chunk files with their sizes and checksums, which files of earlier versions are still there for their readers, the
+history with its tags, and which versions have left it.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from pipeline.errors import StoreError
 
-__all__ = ["ROOT", "SLOTS", "Chunk", "Earlier", "Head"]
+__all__ = ["ROOT", "SLOTS", "VERSIONS", "Chunk", "Earlier", "Head", "Version"]
 
 ROOT = "zarr.json"
+VERSIONS = "versions"  # the folder of the versions, each a group of its own
 # Three namings of chunk files that never share a key: versions take turns, so that a new one never touches the
 # chunks of the one before, which somebody may have opened and not read yet.
 SLOTS = (
@@ -60,8 +65,44 @@ class Earlier:
 
 
 @dataclass(frozen=True)
+class Version:
+    """One entry of a history.
+
+    Parameters
+    ----------
+    number : int
+        1, 2, …: never used twice.
+    id : str
+        32 hex digits.
+    parent : str or None
+        The id of the version that this one was made from or in the place of.
+    created : str
+        UTC time, ISO 8601.
+    kind : str
+        'fit', 'update', …: what made it.
+    path : str
+        Where in the store it lies, as a group that `xarray.open_zarr` opens; '' for the root itself.
+    """
+
+    number: int
+    id: str
+    parent: str | None
+    created: str
+    kind: str
+    path: str
+
+    @classmethod
+    def after(cls, head: Head | None, kind: str, path: str = VERSIONS) -> Version:
+        """The next one, made now."""
+        id, number = uuid4().hex, 1 + max((v.number for v in head.history), default=head.version) if head else 1
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
+        where = f"{path}/{number}-{id[:12]}" if path else ""
+        return cls(number, id, head.id if head else None, created, kind, where)
+
+
+@dataclass(frozen=True)
 class Head:
-    """One published version of a model."""
+    """One published version of a model, and the history that led to it."""
 
     document: Mapping[str, Any]
     id: str
@@ -69,6 +110,11 @@ class Head:
     version: int = 1
     slot: int = 0
     earlier: tuple[Earlier, ...] = field(default=())
+    history: tuple[Version, ...] = field(default=())
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tag to id."""
+    gone: Mapping[str, float] = field(default_factory=dict)
+    """Paths of versions that have left the history, and until when (seconds since 1970) their files stay."""
 
     @classmethod
     def parse(cls, raw: bytes | None, place: str) -> Head:
@@ -88,14 +134,18 @@ class Head:
                 raise ValueError("a name that leads elsewhere")
             if record["format"] != _FORMAT:
                 raise StoreError(f"{place} was written by a newer version of this package: upgrade to read it")
-            return cls(
+            head = cls(
                 document=document,
                 id=str(record["id"]),
                 chunks={str(key): Chunk(int(size), int(crc)) for key, (size, crc) in record["chunks"].items()},
                 version=int(record["version"]),
                 slot=int(record["slot"]),
                 earlier=tuple(Earlier(e["slot"], e["retired"], tuple(e["keys"])) for e in record["earlier"]),
+                history=tuple(_checked(Version(*entry)) for entry in record.get("history", ())),
+                tags={str(name): str(id) for name, id in record.get("tags", {}).items()},
+                gone={str(path): float(until) for path, until in record.get("gone", {}).items()},
             )
+            return head if head.history else replace(head, history=(_first(head),))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{place} is damaged: the record in {ROOT} is unreadable; {_WAY_OUT}") from error
 
@@ -108,10 +158,57 @@ class Head:
             "slot": self.slot,
             "chunks": {key: [chunk.size, chunk.crc] for key, chunk in self.chunks.items()},
             "earlier": [{"slot": e.slot, "retired": e.retired, "keys": e.keys} for e in self.earlier],
+            "history": [astuple(v) for v in self.history],
+            "tags": dict(self.tags),
+            "gone": dict(self.gone),
         }
         document = {**self.document, "attributes": {**self.document["attributes"], _RECORD: json.dumps(record)}}
         document["attributes"][_CHECKSUM] = _checksum(document)
         return json.dumps(document, indent=2).encode()
+
+    @property
+    def alone(self) -> Head:
+        """The same version without what came before: what is stored beside."""
+        return replace(self, earlier=(), history=tuple(v for v in self.history if v.id == self.id), tags={}, gone={})
+
+    @property
+    def pointer(self) -> Head:
+        """What names this version, and its arrays no more, as a root of its own."""
+        about = f"model: open the group {self.entry.path}" if self.entry else "model"
+        document = {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {"title": about},
+            "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": {}},
+        }
+        return replace(self, document=document, chunks={}, earlier=())
+
+    @property
+    def entry(self) -> Version | None:
+        """Its place in the history."""
+        return next((v for v in self.history if v.id == self.id), None)
+
+    def find(self, version: int | str, place: str) -> Version:
+        """A version by its number, a tag, or the first digits of its id; raises StoreError when there is none."""
+        text = str(version)
+        wanted = self.tags.get(text, text)
+        by_number = [v for v in self.history if text.isdecimal() and v.number == int(text)]
+        by_id = [v for v in self.history if v.id == wanted or (len(wanted) >= 4 and v.id.startswith(wanted))]
+        found = by_number or by_id
+        if len(found) != 1:
+            known = ", ".join([*(str(v.number) for v in self.history), *self.tags]) or "none"
+            raise StoreError(f"{place} has no version {text!r}: it has {known}")
+        return found[0]
+
+    def in_slot(self, slot: int) -> tuple[Head, dict[str, str]]:
+        """The same version with its chunks named as in another slot; new names by old ones."""
+        document = copy.deepcopy(dict(self.document))
+        other = replace(self, document=document, slot=slot, chunks={}, earlier=())
+        for meta in other.members.values():
+            name, separator = SLOTS[slot]["name"], SLOTS[slot]["separator"]
+            meta["chunk_key_encoding"] = {"name": name, "configuration": {"separator": separator}}  # type: ignore[index]
+        renamed = dict(zip(self._every_key(), other._every_key(), strict=True))
+        return replace(other, chunks={renamed[key]: chunk for key, chunk in self.chunks.items()}), renamed
 
     @property
     def members(self) -> Mapping[str, Mapping[str, Any]]:
@@ -143,11 +240,17 @@ class Head:
 
         Raises StoreError before it counts any when the shapes ask for more or fewer than the record has.
         """
-        grids = {name: _grid(meta) for name, meta in self.members.items()}
-        count = sum(math.prod(grid) for grid in grids.values() if grid is not None)
+        grids = [_grid(meta) for meta in self.members.values()]
+        count = sum(math.prod(grid) for grid in grids if grid is not None)
         if count != len(self.chunks):
             raise StoreError(f"the arrays ask for {count} chunks, the record in {ROOT} has {len(self.chunks)}")
-        return {key for name, grid in grids.items() if grid is not None for key in self._keys(name, grid)}
+        return set(self._every_key())
+
+    def _every_key(self) -> Iterator[str]:
+        for name, meta in self.members.items():
+            grid = _grid(meta)
+            if grid is not None:
+                yield from self._keys(name, grid)
 
     def _keys(self, name: str, grid: tuple[int, ...]) -> Iterator[str]:
         encoding = self.members[name]["chunk_key_encoding"]
@@ -155,6 +258,19 @@ class Head:
         prefix = ["c"] if encoding["name"] == "default" else []
         for place in itertools.product(*map(range, grid)):
             yield f"{name}/{separator.join([*prefix, *map(str, place)])}"
+
+
+def _first(head: Head) -> Version:
+    """The entry of a model that was written before there were histories."""
+    created = str(head.document["attributes"].get("created", "1970-01-01T00:00:00+00:00"))
+    return _checked(Version(head.version, head.id, None, created, "fit", f"{VERSIONS}/{head.version}-{head.id[:12]}"))
+
+
+def _checked(version: Version) -> Version:
+    """An entry whose path leads nowhere else."""
+    if version.path not in ("", f"{VERSIONS}/{version.number}-{version.id[:12]}") or not version.id.isalnum():
+        raise ValueError("a path that leads elsewhere")
+    return version
 
 
 def _grid(meta: Mapping[str, Any]) -> tuple[int, ...] | None:

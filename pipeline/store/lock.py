@@ -18,8 +18,8 @@ _PATIENCE = 10.0  # seconds
 
 
 @contextmanager
-def only_writer(model: Path) -> Iterator[None]:
-    """While inside, no other process or thread publishes to `model`.
+def only_writer(model: Path, doing: str = "is publishing") -> Iterator[None]:
+    """While inside, no other process or thread publishes to `model`; `doing` tells what another one does.
 
     Raises
     ------
@@ -30,15 +30,17 @@ def only_writer(model: Path) -> Iterator[None]:
     deadline = time.monotonic() + _PATIENCE
     while (descriptor := _try(path)) is None:
         if time.monotonic() > deadline:
-            raise StoreError(f"another writer is publishing {model}: try again when it is done")
+            raise StoreError(f"another run {doing} {model}: try again when it is done")
         time.sleep(0.01)
     try:
         yield
     finally:
         # Removed while it is held: who waits for this file finds that it is gone and takes a new one.
-        with suppress(OSError):
-            os.unlink(path)
-        os.close(descriptor)
+        try:
+            with suppress(OSError):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def _try(path: Path) -> int | None:

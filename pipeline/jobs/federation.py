@@ -1,0 +1,249 @@
+"""A federation from its configuration: the coordinator's run, and the site that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import FederationError, InputError
+from pipeline.estimators import FederatedPCA
+from pipeline.federation import AGGREGATIONS, METHODS
+from pipeline.federation.answers import subspace_from, subspace_record
+from pipeline.federation.privacy import DP
+from pipeline.federation.record import Record
+from pipeline.federation.site import Site
+from pipeline.jobs.exchange import END, Exchange, SiteState, serve
+from pipeline.jobs.run import check_outputs, open_source
+from pipeline.jobs.seal import load_key, public_text
+from pipeline.jobs.spec import SourceSpec, _Name, _Spec, load_spec
+from pipeline.store import save
+
+__all__ = ["FederationSpec", "SiteSpec", "load_federation", "load_site", "run_federation", "serve_site"]
+
+_METHODS = (*METHODS,)
+_PATH = "the path or URL of a store"
+
+
+class ExchangeSpec(_Spec):
+    """Where messages are left."""
+
+    path: _Name = Field(description=_PATH)
+    largest: int = Field(default=1 << 30, ge=1024, description="bytes of a message, at least 1024")
+
+
+class PrivacySpec(_Spec):
+    """Differential privacy of what sites send."""
+
+    epsilon: float = Field(gt=0, strict=False, description="a positive number")
+    delta: float = Field(gt=0, lt=1, strict=False, description="a number between 0 and 1")
+    row_norm: float = Field(gt=0, strict=False, description="a positive number")
+
+    def to_dp(self) -> DP:
+        """As `FederatedPCA` takes it."""
+        return DP(self.epsilon, self.delta, self.row_norm)
+
+
+class TLSSpec(_Spec):
+    """Certificates for a Dask cluster over TLS."""
+
+    ca: _Name = Field(description="the path of the authority's certificate (PEM)")
+    cert: _Name = Field(description="the path of the client's certificate (PEM)")
+    key: _Name = Field(description="the path of the client's key (PEM)")
+
+
+class MemberSpec(_Spec):
+    """A site: its public key where it answers through the exchange, or the address of its own Dask cluster."""
+
+    key: _Name | None = Field(default=None, description="the public key that 'pipeline site key' printed")
+    address: _Name | None = Field(default=None, description="the address of a scheduler, such as tls://host:8786")
+    source: _Name | None = Field(default=None, description="the path or URL of the rows, as the site's workers see it")
+    tls: TLSSpec | None = Field(default=None, description="a section of keys such as ca")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> MemberSpec:
+        if (self.key is None) == (self.address is None):
+            raise ValueError("give either key, of a site that answers through the exchange, or address and source")
+        if (self.address is None) != (self.source is None) or (self.tls is not None and self.address is None):
+            raise ValueError("address, source and tls go together: a site behind the exchange has none of them")
+        return self
+
+
+class FederatedModelSpec(_Spec):
+    """The parameters of `FederatedPCA`."""
+
+    n_components: int = Field(ge=1, description="an int of at least 1")
+    aggregation: str = Field(default="power", description=f"one of {', '.join(_METHODS)}")
+    rounds: int | None = Field(default=None, ge=1, description="an int of at least 1")
+    center: bool = Field(default=True, description="true or false")
+    scale: Literal["std"] | None = Field(default=None, description="std")
+    standardise: Literal["global", "site"] = Field(default="global", description="global or site")
+    secure: bool = Field(default=False, description="true or false")
+    tol: float = Field(default=1e-8, gt=0, strict=False, description="a positive number")
+    options: dict[str, Any] | None = Field(default=None, description="options of the aggregation")
+    random_state: int = Field(default=0, ge=0, description="an int of at least 0")
+
+    @model_validator(mode="after")
+    def _known(self) -> FederatedModelSpec:
+        if self.aggregation not in _METHODS:
+            raise ValueError(f"aggregation is {self.aggregation!r}; expected one of {', '.join(_METHODS)}")
+        if self.secure and self.aggregation in AGGREGATIONS:
+            raise ValueError(f"secure sums cannot serve {self.aggregation}: take power, fedpg or fedpe")
+        return self
+
+
+class FederatedOutputSpec(_Spec):
+    """Where the model goes."""
+
+    model: _Name = Field(description="the path or URL of the store to write")
+    overwrite: bool = Field(default=False, description="true or false")
+
+
+class FederationSpec(_Spec):
+    """What the coordinator runs."""
+
+    name: str | None = Field(default=None, description="text")
+    exchange: ExchangeSpec | None = Field(default=None, description="a section of keys such as path")
+    key: _Name | None = Field(default=None, description="the path of the coordinator's private key")
+    sites: dict[_Name, MemberSpec] = Field(min_length=1, description="NAME: {key: …} for every site")
+    model: FederatedModelSpec = Field(description="a section of keys such as n_components")
+    privacy: PrivacySpec | None = Field(default=None, description="a section of keys such as epsilon")
+    quorum: Annotated[int, Field(ge=1)] | None = Field(default=None, description="a number of sites, at least 1")
+    timeout: float = Field(default=600.0, gt=0, strict=False, description="seconds, a positive number")
+    checkpoint: _Name | None = Field(default=None, description=_PATH)
+    output: FederatedOutputSpec = Field(description="a section of keys such as model")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> FederationSpec:
+        if any(s.key for s in self.sites.values()) and (self.exchange is None or self.key is None):
+            raise ValueError("sites with a key need the sections exchange and key, of the coordinator")
+        if self.quorum is not None and self.quorum > len(self.sites):
+            raise ValueError(f"quorum is {self.quorum}; expected at most the {len(self.sites)} sites")
+        return self
+
+
+class SiteOutputSpec(_Spec):
+    """What a site keeps."""
+
+    model: _Name = Field(description="the path or URL of the store to write the agreed model to")
+    overwrite: bool = Field(default=False, description="true or false")
+
+
+class SiteSpec(_Spec):
+    """What a site serves."""
+
+    name: _Name = Field(description="the name that the coordinator knows it by")
+    exchange: ExchangeSpec = Field(description="a section of keys such as path")
+    key: _Name = Field(description="the path of the site's private key")
+    coordinator: _Name = Field(description="the coordinator's public key")
+    source: SourceSpec = Field(description="a section of keys such as path")
+    state: _Name | None = Field(default=None, description="the path of the file that keeps what was answered and spent")
+    privacy: PrivacySpec | None = Field(default=None, description="a section of keys such as epsilon")
+    patience: float | None = Field(default=None, gt=0, strict=False, description="seconds, a positive number")
+    output: SiteOutputSpec | None = Field(default=None, description="a section of keys such as model")
+
+
+def load_federation(path: str) -> FederationSpec:
+    """The coordinator's configuration; raises InputError that names file, line and what was expected."""
+    return load_spec(FederationSpec, path)
+
+
+def load_site(path: str) -> SiteSpec:
+    """A site's configuration; raises InputError that names file, line and what was expected."""
+    return load_spec(SiteSpec, path)
+
+
+def run_federation(spec: FederationSpec) -> FederatedPCA:
+    """Agree with the sites of a configuration, write the model, and tell the sites.
+
+    Raises
+    ------
+    InputError, StoreError
+        When the configuration, a key or an output cannot be used: before any site is asked.
+    FederationError
+        When fewer sites than the quorum are left; sites are told that it is over.
+    """
+    check_outputs([spec.output.model], overwrite=spec.output.overwrite)
+    exchange = None
+    if spec.exchange is not None and spec.key is not None:
+        keys = {name: s.key for name, s in spec.sites.items() if s.key is not None}
+        exchange = Exchange(spec.exchange.path, load_key(spec.key), keys, spec.exchange.largest)
+    sites = {name: _site(name, member, exchange) for name, member in spec.sites.items()}
+    model = FederatedPCA(
+        **spec.model.model_dump(),
+        privacy=None if spec.privacy is None else spec.privacy.to_dp(),
+        quorum=spec.quorum,
+        timeout=spec.timeout,
+        checkpoint=spec.checkpoint,
+    )
+    over = [name for name, site in sites.items() if site.exchange is not None]
+    try:
+        model.fit(sites)
+    except BaseException as error:
+        if exchange is not None:
+            exchange.end(over, Record(END, 0, {}, {"reason": str(error) or type(error).__name__}))
+        raise
+    save(model.subspace_, spec.output.model, overwrite=spec.output.overwrite)
+    if exchange is not None:
+        record = subspace_record(model.subspace_, model.n_rounds_)
+        exchange.end(over, replace(record, kind=END))
+    return model
+
+
+def serve_site(spec: SiteSpec, told: Callable[[str], None]) -> str | None:
+    """Answer a coordinator until the federation is over; the place of the model where one was agreed on and is kept.
+
+    Raises
+    ------
+    InputError, StoreError
+        When the configuration, the key or the rows cannot be used.
+    FederationError
+        When the coordinator ended it without a model, or said nothing for as long as patience lasts.
+    """
+    privacy = None if spec.privacy is None else spec.privacy.to_dp()
+    state = SiteState.load(spec.state or f"{spec.key}.state.json", privacy)
+    if spec.output is not None:
+        check_outputs([spec.output.model], spec.source.path, overwrite=spec.output.overwrite)
+    key, X = load_key(spec.key), open_source(spec.source)
+    told(f"site {spec.name}: {X.shape[0]} samples x {X.shape[1]} features, key {public_text(key)}")
+    last = serve(
+        spec.name,
+        X,
+        spec.exchange.path,
+        key,
+        spec.coordinator,
+        state,
+        patience=spec.patience,
+        largest=spec.exchange.largest,
+        told=told,
+    )
+    if last is None:
+        raise FederationError(f"site {spec.name}: no request of the coordinator for {spec.patience:g} s")
+    if "components" not in last.arrays:
+        raise FederationError(f"site {spec.name}: the coordinator gave up: {last.facts.get('reason')}")
+    if spec.output is None:
+        return None
+    found = replace(subspace_from(last), features=X.features, provenance={"method": "FederatedPCA", "site": spec.name})
+    save(found, spec.output.model, overwrite=spec.output.overwrite)
+    return spec.output.model
+
+
+def _site(name: str, member: MemberSpec, exchange: Exchange | None) -> Site:
+    if member.address is None:
+        return Site(exchange=exchange, name=name)
+    security = None
+    if member.tls is not None:
+        from distributed import Security
+
+        try:
+            security = Security(
+                tls_ca_file=member.tls.ca,
+                tls_client_cert=member.tls.cert,
+                tls_client_key=member.tls.key,
+                require_encryption=True,
+            )
+        except OSError as error:
+            raise InputError(f"sites.{name}.tls: {error}") from error
+    return Site(member.source, name=name, address=member.address, security=security)

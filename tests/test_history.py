@@ -1,0 +1,472 @@
+"""Versions: each fit or update is one, none is lost, and of two writers one is told. On a disk, in S3, in Icechunk."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import pipeline.store.publish as publishing
+from pipeline import PCA, errors
+from pipeline.cli import main
+from pipeline.drift import drift
+from pipeline.errors import ConflictError, InputError, StoreError
+from pipeline.store import expire, history, load, provenance_of, rollback, save, tag
+from pipeline.store.history import commit
+from tests.test_store import check_whole, of_version
+
+X = np.random.default_rng(0).standard_normal((60, 6)) * [6, 5, 4, 3, 2, 1]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "durable" not in request.keywords:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr("pipeline.store.head.GRACE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Callable[[], str]]:
+    """A real server that speaks S3, and where to put the next model."""
+    pytest.importorskip("obstore")
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("moto is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    keys = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in keys}
+    os.environ.update(keys)
+    count = iter(range(1000))
+    try:
+        bucket = urllib.request.Request(f"http://127.0.0.1:{port}/models", method="PUT")
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(bucket, timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield lambda: f"s3://models/model-{next(count)}.zarr"
+    finally:
+        server.kill()
+        server.wait()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+KINDS = ["disk", "s3", "icechunk"]
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    kind = request.param
+    if kind == "s3":
+        return request.getfixturevalue("s3")()
+    if kind == "icechunk":
+        pytest.importorskip("icechunk")
+        return f"icechunk:{tmp_path / 'm.icechunk'}"
+    return str(tmp_path / "m.zarr")
+
+
+@pytest.mark.parametrize("place", KINDS, indirect=True)
+def test_versions_follow_each_other(place: str) -> None:
+    for number in (1, 2, 3):
+        assert save(of_version(number), place, overwrite=number > 1).number == number
+        assert load(place) == of_version(number)
+    with pytest.raises(StoreError, match="--overwrite"):
+        save(of_version(9), place)
+    told = history(place)
+    assert [v.number for v in told.versions] == [1, 2, 3]
+    assert [v.parent for v in told.versions] == [None, *(v.id for v in told.versions[:2])]
+    assert told.head == told.versions[-1].id
+    assert all(v.created.endswith("+00:00") for v in told.versions)
+    for version in told.versions:
+        for name in (version.number, str(version.number), version.id, version.id[:8]):
+            assert load(place, version=name) == of_version(version.number)
+    for wrong in (4, 0, "nothing", "1.0"):
+        with pytest.raises(StoreError, match="has no version"):
+            load(place, wrong)
+    assert provenance_of(place, told.versions[1]) == {"value": 2.0}
+
+
+@pytest.mark.parametrize("place", KINDS, indirect=True)
+def test_tags_rollback_and_expiry(place: str) -> None:
+    for number in range(1, 6):
+        save(of_version(number), place, overwrite=number > 1)
+    tag(place, "good", 2)
+    tag(place, "latest")
+    assert load(place, "good") == of_version(2)
+    for name in ("1", "", "a b", "a/b", "-x"):
+        with pytest.raises(InputError, match="tag"):
+            tag(place, name)
+    assert rollback(place, 3).number == 3
+    assert load(place) == of_version(3)
+    assert len(history(place).versions) == 5
+    assert save(of_version(6), place, overwrite=True).number == 6
+    assert history(place).versions[-1].parent == history(place).versions[2].id
+    if not place.startswith("icechunk"):
+        gone = expire(place, 2, grace=0)
+        assert [v.number for v in gone] == [1, 3, 4]
+        assert [v.number for v in history(place).versions] == [2, 5, 6]
+    else:
+        expire(place, 1, grace=0)
+    for number in (2, 5, 6):
+        assert load(place, number) == of_version(number)
+    with pytest.raises(InputError, match="at least one"):
+        expire(place, 0)
+    if not place.startswith("icechunk"):
+        with pytest.raises(StoreError, match="has no version"):
+            load(place, 1)
+
+
+@pytest.mark.parametrize("place", KINDS, indirect=True)
+def test_who_comes_late_is_told(place: str) -> None:
+    first = save(of_version(1), place)
+    second = save(of_version(2), place, overwrite=True, parent=first.id)
+    with pytest.raises(ConflictError, match="version 2 is there now"):
+        save(of_version(3), place, overwrite=True, parent=first.id)
+    assert load(place) == of_version(2)
+    save(of_version(3), place, overwrite=True, parent=second.id)
+    assert issubclass(errors.ConflictError, StoreError)
+    assert [v.number for v in history(place).versions] == [1, 2, 3]
+
+
+def test_plain_xarray_opens_every_version(tmp_path: Path) -> None:
+    model = tmp_path / "m.zarr"
+    for number in (1, 2, 3):
+        save(of_version(number), model, overwrite=number > 1)
+    assert check_whole(xr.open_zarr(model).load()) == 3
+    for version in history(model).versions[:-1]:
+        assert check_whole(xr.open_zarr(model / version.path).load()) == version.number
+        assert load(model / version.path) == of_version(version.number)
+    rollback(model, 1)
+    assert check_whole(xr.open_zarr(model).load()) == 1
+
+
+def test_a_damaged_version_does_not_become_the_head(tmp_path: Path) -> None:
+    model = tmp_path / "m.zarr"
+    for number in (1, 2, 3, 4):
+        save(of_version(number), model, overwrite=number > 1)
+    path = model / history(model).versions[0].path
+    next(p for p in path.glob("components/**/0") if p.is_file()).write_bytes(b"nothing")
+    for act in (lambda: rollback(model, 1), lambda: load(model, 1)):
+        with pytest.raises(StoreError, match="components"):
+            act()
+    assert load(model) == of_version(4)
+
+
+def test_a_model_without_a_history_gets_one(tmp_path: Path) -> None:
+    model = tmp_path / "m.zarr"
+    save(of_version(1), model)
+    document = json.loads((model / "zarr.json").read_bytes())
+    record = json.loads(document["attributes"]["publication"])
+    for name in ("history", "tags", "gone"):
+        record.pop(name)
+    document["attributes"]["publication"] = json.dumps(record)
+    document["attributes"].pop("checksum")
+    document["attributes"]["checksum"] = _checksum(document)
+    (model / "zarr.json").write_text(json.dumps(document))
+    save(of_version(2), model, overwrite=True)
+    assert load(model, 1) == of_version(1)
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    from pipeline.store.head import _checksum
+
+    return _checksum(document)
+
+
+# Faults --------------------------------------------------------------------------------------------------------------
+
+
+def commit_often(model: Path, first: int, count: int, results: Any) -> None:
+    """What one of many processes does: each of its commits ends in a version or in a conflict."""
+    publishing.os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    import pipeline.store.head as head
+
+    head.GRACE = 0.0
+    for i in range(count):
+        value = float(first + i)
+        try:
+            results.put(("done", value, save(of_version(int(value)), model, overwrite=True).id))
+        except ConflictError:
+            results.put(("conflict", value, None))
+
+
+def many_commits(model: Path, processes: int, each: int) -> dict[str, float]:
+    """Processes that publish at the same time: id to value of what they were told is done."""
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["hypothesis.extra.numpy", "pipeline.store", "pytest", "xarray", "zarr"])
+    results = spawn.Queue()
+    given = [(model, 100 * (i + 1), each, results) for i in range(processes)]
+    writers = [spawn.Process(target=commit_often, args=args) for args in given]
+    for writer in writers:
+        writer.start()
+    told = [results.get(timeout=200) for _ in range(processes * each)]
+    for writer in writers:
+        writer.join()
+    return {id: value for what, value, id in told if what == "done"}
+
+
+def test_many_processes_commit_at_once(tmp_path: Path) -> None:
+    model = tmp_path / "m.zarr"
+    save(of_version(1), model)
+    done = many_commits(model, 8, 1)
+    versions = history(model).versions
+    assert {v.id for v in versions[1:]} == set(done)
+    assert [v.number for v in versions] == list(range(1, len(versions) + 1))
+    assert [v.parent for v in versions[1:]] == [v.id for v in versions[:-1]]
+    for version in versions[1:]:
+        assert load(model, version.id).n_samples == done[version.id]
+
+
+def publish_and_expire(model: Path, stop: Any) -> None:
+    """A writer that never rests."""
+    publishing.os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    number = 1
+    while not stop.is_set():
+        number += 1
+        save(of_version(number), model, overwrite=True)
+        expire(model, 2, grace=0.0)
+
+
+def test_reading_while_versions_are_published_and_expire(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["hypothesis.extra.numpy", "pipeline.store", "pytest", "xarray", "zarr"])
+    model, stop = tmp_path / "m.zarr", spawn.Event()
+    save(of_version(1), model)
+    writer = spawn.Process(target=publish_and_expire, args=(model, stop))
+    writer.start()
+    heads, olds, expired = set(), 0, 0
+    try:
+        deadline = time.monotonic() + 60
+        while (len(heads) < 4 or olds < 8) and time.monotonic() < deadline:
+            found = load(model)
+            heads.add(found.n_samples)
+            assert found == of_version(int(found.n_samples))
+            check_whole(xr.open_zarr(model).load())
+            for version in history(model).versions:
+                try:
+                    old = load(model, version.number)
+                except StoreError as error:
+                    assert "has no version" in str(error) or "has expired" in str(error)  # noqa: PT017
+                    expired += 1
+                else:
+                    assert old == of_version(version.number)
+                    olds += 1
+    finally:
+        stop.set()
+        writer.join()
+    assert len(heads) >= 4
+    assert olds >= 8
+
+
+def test_the_answer_to_a_commit_is_lost(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    place, real = s3(), obstore.put
+    save(of_version(1), place)
+
+    def lossy(store: Any, key: str, data: bytes, **how: Any) -> Any:
+        found = real(store, key, data, **how)
+        if key == "zarr.json":
+            raise GenericError("connection reset")
+        return found
+
+    monkeypatch.setattr(obstore, "put", lossy)
+    assert save(of_version(2), place, overwrite=True).number == 2
+    assert load(place) == of_version(2)
+    assert [v.number for v in history(place).versions] == [1, 2]
+
+    def dead(store: Any, key: str, data: bytes, **how: Any) -> Any:
+        if key == "zarr.json":
+            raise GenericError("connection reset")
+        return real(store, key, data, **how)
+
+    monkeypatch.setattr(obstore, "put", dead)
+    with pytest.raises(StoreError, match="not known whether version 3"):
+        save(of_version(3), place, overwrite=True)
+    monkeypatch.setattr(obstore, "put", real)
+    assert load(place) == of_version(2)
+    assert load(place, 1) == of_version(1)
+
+
+def test_a_pointer_that_moves_while_a_version_is_uploaded(
+    s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import obstore
+
+    place, real, raced = s3(), obstore.put, []
+    save(of_version(1), place)
+
+    def racing(store: Any, key: str, data: bytes, **how: Any) -> Any:
+        if key == "zarr.json" and not raced:
+            raced.append(key)
+            save(of_version(7), place, overwrite=True)
+        return real(store, key, data, **how)
+
+    monkeypatch.setattr(obstore, "put", racing)
+    with pytest.raises(ConflictError):
+        save(of_version(8), place, overwrite=True)
+    assert load(place) == of_version(7)
+    raced.clear()
+
+    def tagging(store: Any, key: str, data: bytes, **how: Any) -> Any:
+        if key == "zarr.json" and not raced:
+            raced.append(key)
+            tag(place, "good", 1)
+        return real(store, key, data, **how)
+
+    monkeypatch.setattr(obstore, "put", tagging)
+    save(of_version(9), place, overwrite=True)  # a tag is no version: nobody was overtaken
+    assert load(place) == of_version(9)
+    assert load(place, "good") == of_version(1)
+
+
+def test_the_disk_does_not_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "m.zarr"
+    save(of_version(1), model)
+    real = publishing._sync
+
+    def failing(path: Path) -> None:
+        if path == model and json.loads((model / "zarr.json").read_bytes())["attributes"]["n_samples"] == 2.0:
+            raise OSError(5, "Input/output error")
+        real(path)
+
+    monkeypatch.setattr(publishing, "_sync", failing)
+    with pytest.raises(StoreError, match=r"version 2 .* is published, but the disk does not confirm"):
+        save(of_version(2), model, overwrite=True)
+    assert load(model) == of_version(2)
+
+
+class Disk:
+    """What a disk holds for certain: files as they were when they were synced, folders with the names they had then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: dict[int, bytes] = {}
+        self.folders: dict[int, dict[str, int]] = {}
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            inode = os.fstat(descriptor).st_ino
+            if path.is_dir():
+                self.folders[inode] = {p.name: p.lstat().st_ino for p in path.iterdir()}
+            else:
+                self.files[inode] = path.read_bytes()
+
+        del real
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    def after_a_power_cut(self, inode: int, where: Path) -> None:
+        """What is left, written down somewhere else."""
+        where.mkdir()
+        for name, held in self.folders.get(inode, {}).items():
+            if held in self.files:
+                (where / name).write_bytes(self.files[held])
+            elif held in self.folders:
+                self.after_a_power_cut(held, where / name)
+
+
+@pytest.mark.durable
+def test_a_power_cut_loses_no_version_that_was_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, folder = Disk(monkeypatch), tmp_path / "disk"
+    folder.mkdir()
+    model, acknowledged = folder / "m.zarr", []
+
+    def check(step: int) -> None:
+        left = tmp_path / f"left {step}"
+        disk.after_a_power_cut(folder.stat().st_ino, left)
+        for number in acknowledged:
+            assert load(left / "m.zarr", number) == of_version(number)
+
+    for number in (1, 2, 3, 4):
+        save(of_version(number), model, overwrite=number > 1)
+        acknowledged.append(number)
+        check(number)
+    rollback(model, 2)
+    check(5)
+    tag(model, "good", 1)
+    check(6)
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+
+def run(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, [*words])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.output
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    model = str(tmp_path / "m.zarr")
+    for k in (2, 3):
+        PCA(k).fit(X).subspace_.save(model, overwrite=k > 2)
+    told = json.loads(run("log", model, "--json"))
+    assert [(v["version"], v["parent"], v["kind"], v["head"]) for v in told] == [
+        (2, 1, "fit", True),
+        (1, None, "fit", False),
+    ]
+    assert told[0]["content"] == told[1]["content"] == PCA(2).fit(X).subspace_.provenance["source"]["content"]
+    assert {"seed", "versions", "created", "source"} <= set(told[0]["provenance"])
+    assert "*   2" in run("log", model)
+    found = json.loads(run("diff", f"{model}@1", model, "--json"))
+    assert max(found["principal_angles_degrees"]) < 1e-5
+    assert [m["partner"] for m in found["modes"]] == [1, 2]
+    assert "principal angles" in run("diff", model, f"{model}@1")
+    assert run("tag", model, "good", "1").strip() == f"{model}@1"
+    assert run("rollback", model, "good").strip() == f"{model}@1"
+    assert load(model).k == 2
+    assert "has no version" in run("rollback", model, "9", code=2)
+    for k in (1, 2):
+        PCA(k).fit(X).subspace_.save(model, overwrite=True)
+    assert run("expire", model, "--keep", "1").split() == [f"{model}@2", f"{model}@3"]
+    assert "does not exist" in run("log", str(tmp_path / "nothing"), code=2)
+    assert "cannot be a tag" in run("tag", model, "7", code=2)
+
+
+def test_drift_names_what_became_of_each_mode() -> None:
+    a, b = PCA(3).fit(X).subspace_, PCA(3).fit(X[:, [1, 0, 2, 3, 4, 5]]).subspace_
+    same = drift(a, a)
+    assert same.partner.tolist() == [0, 1, 2]
+    assert same.modes.max() < 1e-7
+    assert same.outside < 1e-12
+    np.testing.assert_allclose(same.ratio, 1)
+    assert drift(a, b).modes.max() > 0.1
+    assert drift(a.truncate(1), b).partner.size == 1
+    assert -1 in drift(a, b.truncate(2)).partner
+    with pytest.raises(InputError):
+        drift(a, PCA(2).fit(X[:, :4]).subspace_)
+
+
+def test_commit_is_open_to_any_dataset(tmp_path: Path) -> None:
+    ds = PCA(2).fit(X).subspace_.to_dataset()
+    assert commit(ds, tmp_path / "m.zarr").number == 1
