@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.estimators import PCA as PCA
     from pipeline.estimators import AnomalyDetector as AnomalyDetector
     from pipeline.estimators import FederatedPCA as FederatedPCA
+    from pipeline.estimators import RobustPCA as RobustPCA
     from pipeline.estimators import TruncatedSVD as TruncatedSVD
     from pipeline.federation import DP as DP
     from pipeline.federation import Site as Site
@@ -43,6 +44,7 @@ _HOME = {
     "Matrix": "pipeline.matrix",
     "Operator": "pipeline.sources",
     "PCA": "pipeline.estimators",
+    "RobustPCA": "pipeline.estimators",
     "Site": "pipeline.federation",
     "Subspace": "pipeline.subspace",
     "TruncatedSVD": "pipeline.estimators",

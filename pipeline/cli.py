@@ -113,6 +113,8 @@ _model_options = _several(
     click.option("--missing", default="error", show_default=True, help="What to do with NaN: error, mean or em."),
     click.option("--memory-limit", metavar="BYTES", help="Of a worker, such as 2GB."),
     click.option("--no-center", is_flag=True, help="Do not subtract the mean."),
+    click.option("--robust", "method", metavar="METHOD", help="Withstand outliers: filter, spherical, dpd, ..."),
+    click.option("--eps", type=float, metavar="SHARE", help="Of the rows that may lie, below 0.5 (with --robust)."),
     click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of random numbers."),
 )
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
@@ -138,7 +140,11 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
     """The model section of a job, from the options of a command."""
     from pipeline.jobs.spec import scalar
 
-    return {"n_components": scalar(options.pop("n_components")), "center": not options.pop("no_center"), **options}
+    if options["eps"] is not None and options["method"] is None:
+        raise InputError("--eps is the share of rows that may lie: give --robust METHOD too")
+    estimator = "PCA" if options["method"] is None else "RobustPCA"
+    number, center = scalar(options.pop("n_components")), not options.pop("no_center")
+    return {"estimator": estimator, "n_components": number, "center": center, **options}
 
 
 @main.command()
@@ -417,6 +423,8 @@ def _words(facts: dict[str, Any]) -> dict[str, str]:
         "passes": str(facts["passes"]),
     }
     for name, value in facts["provenance"].items():
+        if name == "cuts":  # of a filter: arrays, as text
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k}={v}" for k, v in value.items() if v is not None)
         if not isinstance(value, list):  # one entry a walk, for the report

@@ -88,7 +88,8 @@ def solve(
     """
     cost, tol = solver.cost(X), solver.settings.tol
     fills = solver.settings.missing != "error"
-    passes = None if tol is not None or solver.settings.missing == "em" else cost.passes + fills
+    open_ended = tol is not None or solver.settings.missing == "em" or cost.open_ended
+    passes = None if open_ended else cost.passes + fills
     if checkpoint is not None and isinstance(X.source, Stream):
         raise InputError(f"{X.name} can be read only once, so that nothing could go on from a checkpoint: leave it out")
     keeper = _Keeper(checkpoint, {} if checkpoint is None else _about(X, solver), checkpoint_every)
@@ -148,6 +149,9 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
     matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
     # Of an operator no entries are known, and of a stream not how many there will be.
     looking = run.content is None and not isinstance(X.source, Operator | Stream)
+    span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
+    if span is not None:
+        matrix, looking, told = matrix.rows(*span), False, {**told, "keep": None}
     seeing = witnessed(fold, *X.shape, looking=looking)
     if isinstance(X.source, Stream):
         summary, tally = pour(matrix, fold)

@@ -20,7 +20,7 @@ from pipeline.sources import ROWS
 from pipeline.sources.stream import Stream
 from pipeline.walk import Crew, crew, locally
 
-__all__ = ["Plan", "Prepared", "plan", "prepare"]
+__all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
@@ -51,17 +51,18 @@ class Plan:
     workers: int
     threads: int
     tol: float | None
+    open_ended: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
-        least = "at least " if self.tol is not None else ""
+        least = "at least " if self.tol is not None or self.open_ended else ""
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
         lines = {
             "solver": f"{self.solver}: {self.why}",
-            "passes": f"{least}{self.passes}" + (f", until the angle is certified to {self.tol:g}" if least else ""),
+            "passes": f"{least}{self.passes}" + (f", until the angle is certified to {self.tol:g}" if self.tol else ""),
             "bytes read": f"{least}{format_bytes(self.bytes_read)}",
             "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
@@ -88,7 +89,7 @@ def plan(X: Any, model: Any) -> Plan:
     Parameters
     ----------
     X : Matrix or anything that `open_matrix` opens
-    model : PCA or TruncatedSVD
+    model : PCA, TruncatedSVD or RobustPCA
         Fitted or not.
 
     Returns
@@ -110,7 +111,7 @@ def plan(X: Any, model: Any) -> Plan:
     >>> p.solver, p.passes, p.bytes_read
     ('gram', 1, 160000)
     """
-    return prepare(open_matrix(X), model.settings(), model.solver, model.memory_limit).plan
+    return model.prepare(open_matrix(X)).plan
 
 
 def prepare(
@@ -144,6 +145,15 @@ def prepare(
     if solver == "auto" and others:
         why += f" ({others}; {speed.in_words(X)})"
     return replace(best, plan=replace(best.plan, why=why))
+
+
+def prepare_solver(
+    X: Matrix, solver: Solver[Any], memory_limit: int | str | None, why: str, scores: bool = False
+) -> Prepared:
+    """The height of the blocks for a solver that is chosen already; raises as `plan` does."""
+    at_work = crew()
+    found = _fit(X, solver, at_work, _limit(memory_limit, at_work), scores)
+    return replace(found, plan=replace(found.plan, why=why))
 
 
 def _why(name: str, X: Matrix) -> str:
@@ -198,6 +208,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
         workers=at_work.workers,
         threads=at_work.threads,
         tol=solver.settings.tol,
+        open_ended=cost.open_ended,
     )
     return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * block)
 

@@ -24,6 +24,7 @@ from pipeline.errors import InputError, NonfiniteError, PipelineError, StoreErro
 from pipeline.folds.implicit import implicit_block
 from pipeline.kernels.blocks import working_dtype
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
+from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix
 from pipeline.sources import ROWS, stamp
 from pipeline.store.lock import only_writer
@@ -53,6 +54,10 @@ class RowFunction:
     """Whether it takes blocks that are not dense."""
     complex: bool = False
     """Whether its results are complex for real rows too."""
+    across: Labels | None = None
+    """What the columns of the result are, where they are not modes."""
+    infinite: bool = False
+    """Whether infinity is a result as good as any; the function then refuses entries that are no numbers itself."""
 
     def dtype(self, rows: Any) -> np.dtype[Any]:
         """Of the results, for rows of a dtype."""
@@ -78,7 +83,7 @@ class RowFunction:
                 result = self.apply(self._filled_implicit(rows))
             else:
                 result = np.concatenate([self.apply(self.filled(slab)) for slab in rows.slabs()])
-        if not np.isfinite(result).all():
+        if not (self.infinite or np.isfinite(result).all()):
             raise NonfiniteError("NaN or Inf among the entries")
         return result
 
@@ -112,6 +117,7 @@ class _Write:
     dtype: np.dtype[Any]
     target: Any
     inner: tuple[int, ...]
+    outer: tuple[int, ...]
     done: frozenset[int]
     """Chunks along the first dim that an earlier run has written."""
     side: int = ROWS
@@ -125,7 +131,7 @@ class _Write:
     def put(self, result: np.ndarray, at: tuple[int, int]) -> int:
         """Write the results of the rows `at`; their number."""
         slab = prod(self.inner)
-        self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *result.shape[1:])
+        self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *self.outer)
         return len(result)
 
     def combine(self, a: int | None, b: int | None) -> int:
@@ -250,15 +256,13 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
 
 def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
     """Write all blocks, or those that are missing where the same work was begun and killed."""
-    samples, modes = X.samples, ("mode",) * bool(function.width)
-    coords: dict[str, Any] = dict(samples.xarray_coords())
-    if modes:
-        coords["mode"] = np.arange(1, function.width + 1)
-    shape = (*samples.sizes, *((function.width,) if modes else ()))
+    samples, across = X.samples, function.across or _modes(function)
+    coords: dict[str, Any] = {**samples.xarray_coords(), **across.xarray_coords()}
+    shape, dims = (*samples.sizes, *across.sizes), (*samples.dims, *across.dims)
     if X.source.collections:  # chunks of Dask arrays come as they are: results are gathered, and written at once
         shutil.rmtree(path, ignore_errors=True)
         values = gathered(X, function).reshape(shape)
-        xr.Dataset({function.name: ((*samples.dims, *modes), values)}, coords).to_zarr(path, consolidated=False)
+        xr.Dataset({function.name: (dims, values)}, coords).to_zarr(path, consolidated=False)
         return
     inner = samples.sizes[1:]
     height = max(1, X.block_height // max(prod(inner), 1))
@@ -272,11 +276,11 @@ def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
             shape=shape,
             chunks=(min(height, max(shape[0], 1)), *shape[1:]),
             dtype=function.dtype(X.dtype),
-            dimension_names=(*samples.dims, *modes),
+            dimension_names=dims,
             fill_value=np.nan,
             attributes={_WORK: work},
         )
-    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner, done))
+    walk(X.cut_at(height * prod(inner)), _Write(function, X.work_dtype, target, inner, across.sizes, done))
     del target.attrs[_WORK]
 
 
@@ -304,3 +308,10 @@ def _work(X: Matrix, function: RowFunction, height: int) -> str:
     entries = stamp(X.source) or uuid.uuid4().hex  # entries that may have changed meanwhile are read from the start
     fill = None if X.fill is None else X.fill.tobytes()
     return hashlib.sha256(repr((function.identity, entries, X.shape, height, fill)).encode()).hexdigest()
+
+
+def _modes(function: RowFunction) -> Labels:
+    """The columns of scores: numbered modes, or none."""
+    if not function.width:
+        return Labels((), ())
+    return Labels(("mode",), (function.width,), {"mode": Coord(("mode",), np.arange(1, function.width + 1), {})})

@@ -75,7 +75,7 @@ WRONG = [
     (": 3", ": many", 8, "model.n_components is 'many'"),
     (": 3", ": true", 8, "model.n_components is True"),
     ("1e-6", "2", 9, "model.tol is 2; expected a number between 0 and 1"),
-    ("tol: 1e-6", "scale: unit", 9, "model.scale is 'unit'; expected std or genotype"),
+    ("tol: 1e-6", "scale: unit", 9, "model.scale is 'unit'; expected std, genotype or mad"),
     ("tol: 1e-6", "memory_limit: 2 gigs", 9, "model.memory_limit is '2 gigs'"),
     ("tol: 1e-6", "memory_limit: 0", 9, "model.memory_limit is 0"),
     ("tol: 1e-6", "n_components: 4", 9, "key 'n_components' is there twice"),

@@ -114,7 +114,6 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         settings = self.settings()
         if start is not None:
             check_features(self, matrix, start)
-            settings = replace(settings, start=start)
         counted = matrix.shape[0] if matrix.sample_weights is None else np.count_nonzero(matrix.sample_weights)
         if counted < 2 and settings.center:
             raise InputError(f"n_samples = {counted}: at least two samples are needed to have any variance")
@@ -122,7 +121,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             raise InputError(
                 f"{matrix.name} has {matrix.shape[0]} samples and {matrix.shape[1]} features: nothing to fit"
             )
-        ready = prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
+        ready = self.prepare(matrix, with_scores, start)
         check_operator(matrix)
         keep = Keep(ready.keep)
         try:
@@ -137,6 +136,12 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return self._whitened(self._scores(ready, keep)) if with_scores else None
         finally:
             keep.release()
+
+    def prepare(self, matrix: Matrix, with_scores: bool = False, start: Subspace | None = None) -> Prepared:
+        """The plan of a fit, and what it is carried out with; raises as `plan` does."""
+        settings = self.settings()
+        settings = settings if start is None else replace(settings, start=start)
+        return prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
 
     def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
         X, found = ready.matrix, self.subspace_
@@ -219,6 +224,10 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             implicit=name == "scores" and self.missing != "em",
             complex=self.subspace_.components.dtype.kind == "c",
         )
+        return self._applied(X, function, out, overwrite)
+
+    def _applied(self, X: Any, function: RowFunction, out: Any = None, overwrite: bool = False) -> Any:
+        fill = function.fill
         try:
             if out is None:
                 return apply_rows(self, X, self.subspace_, function)

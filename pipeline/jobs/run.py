@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.estimators import PCA, AnomalyDetector, TruncatedSVD
+from pipeline.estimators import PCA, AnomalyDetector, RobustPCA, TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
 from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix
@@ -95,18 +95,21 @@ def open_source(spec: SourceSpec) -> Matrix:
     )
 
 
+_ESTIMATORS: dict[str, Any] = {"PCA": PCA, "RobustPCA": RobustPCA, "TruncatedSVD": TruncatedSVD}
+
+
 def make_estimator(spec: ModelSpec) -> PCA | TruncatedSVD:
     """The estimator of a job, not fitted yet."""
-    parameters = spec.model_dump(exclude={"estimator", "center", "start"})
-    if spec.estimator == "TruncatedSVD":
-        return TruncatedSVD(**parameters)
-    return PCA(center=spec.center is not False, **parameters)
+    kind = _ESTIMATORS[spec.estimator]
+    unasked = {name for name in ("method", "eps") if getattr(spec, name) is None}
+    parameters = {**spec.model_dump(exclude={"estimator", "start", *unasked}), "center": spec.center is not False}
+    known = kind._get_param_names()
+    return kind(**{name: value for name, value in parameters.items() if name in known})
 
 
 def scores_of(subspace: Subspace, spec: SourceSpec, out: str | None = None, *, overwrite: bool = False) -> xr.DataArray:
     """Scores of a source on the components of a model, in memory or written to `out`; raises as `transform` does."""
-    kind = TruncatedSVD if subspace.provenance.get("method") == "TruncatedSVD" else PCA
-    estimator = kind.from_subspace(subspace)
+    estimator = _ESTIMATORS.get(subspace.provenance.get("method", ""), PCA).from_subspace(subspace)
     # A bare path is opened with the model's own variables and sample dims.
     source = spec.path if spec == SourceSpec(path=spec.path) else open_source(spec)
     matrix = estimator.matrix(source)

@@ -116,19 +116,32 @@ class SourceSpec(_Spec):
 class ModelSpec(_Spec):
     """Which estimator, with which parameters."""
 
-    estimator: Literal["PCA", "TruncatedSVD"] = Field(default="PCA", description="PCA or TruncatedSVD")
+    estimator: Literal["PCA", "TruncatedSVD", "RobustPCA"] = Field(
+        default="PCA", description="PCA, TruncatedSVD or RobustPCA"
+    )
     n_components: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = Field(
         default=None, description="an int of at least 1, a fraction of the variance between 0 and 1, or 'auto'"
     )
     solver: _Name = Field(default="auto", description="the name of a solver, or 'auto'")
     tol: float | None = Field(default=None, gt=0, lt=1, strict=False, description="a number between 0 and 1")
     center: bool | None = Field(default=None, description="true or false; a TruncatedSVD never centres")
-    scale: Literal["std", "genotype"] | None = Field(default=None, description="std or genotype")
+    scale: Literal["std", "genotype", "mad"] | None = Field(default=None, description="std, genotype or mad")
     missing: Literal["error", "mean", "em"] = Field(default="error", description="error, mean or em")
     memory_limit: _Bytes | None = Field(default=None, description="bytes a worker, or a size such as 2GB")
     checkpoint: _Name | None = Field(default=None, description="the path or URL of a store")
     random_state: int = Field(default=0, ge=0, description="an int of at least 0")
     start: _Name | None = Field(default=None, description="the path or URL of a model to begin with")
+    method: _Name | None = Field(default=None, description="the name of a robust method, such as filter")
+    eps: float | None = Field(default=None, ge=0, lt=0.5, strict=False, description="a share from 0 and below 0.5")
+
+    @model_validator(mode="after")
+    def _robust_by_robust_pca_only(self) -> ModelSpec:
+        robust = self.estimator == "RobustPCA"
+        if not robust and (self.method is not None or self.eps is not None):
+            raise ValueError("method and eps are for a robust estimator: take estimator: RobustPCA, or leave them out")
+        if robust and self.tol is not None:
+            raise ValueError("a RobustPCA stops by its own certificate: leave out tol")
+        return self
 
     @model_validator(mode="after")
     def _centred_by_pca_only(self) -> ModelSpec:

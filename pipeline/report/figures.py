@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.subspace import Subspace
 
-__all__ = ["Picture", "cumulative", "effect", "mode", "score", "scree", "walks"]
+__all__ = ["Picture", "cumulative", "effect", "mode", "outliers", "score", "scree", "walks"]
 
 INK, BLUE, RED, SAND, GREY = "#333a41", "#3b6ea5", "#b5493a", "#d9a441", "#bcc1c6"
 WIDTH = 5.2  # inches; what one column of the page shows
@@ -146,6 +146,29 @@ def walks(passes: Sequence[Mapping[str, Any]]) -> Picture:
     _name(ax, "seconds, summed over threads", "pass")
     words = f"reading {reading.sum():.3g} s, computing {computing.sum():.3g} s"
     return _picture(figure, f"Bars: thread seconds of {len(passes)} passes; in all {words}.")
+
+
+def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
+    """Draw the outlier map of Hubert, Rousseeuw and Vanden Branden (2005): orthogonal over score distances of rows.
+
+    Parameters
+    ----------
+    distances : (n, 2) array
+        Score distance and orthogonal distance of each row.
+    cutoffs : pair of float
+        Of each: what lies beyond either is an outlier.
+    """
+    finite = distances[np.isfinite(distances).all(axis=1)]
+    beyond = (finite > cutoffs).any(axis=1)
+    kept = np.concatenate([np.flatnonzero(~beyond)[:MOST_POINTS], np.flatnonzero(beyond)[:MOST_POINTS]])
+    figure, (ax,) = _figure(3.4)
+    ax.scatter(finite[kept, 0], finite[kept, 1], s=9, c=np.where(beyond[kept], RED, BLUE), linewidths=0, alpha=0.7)
+    ax.axvline(cutoffs[0], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    ax.axhline(cutoffs[1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    ax.set(xlim=(0, None), ylim=(0, None))
+    _name(ax, "score distance", "orthogonal distance")
+    note = "" if len(kept) == len(finite) else f"{len(kept)} of {len(finite)} rows are drawn."
+    return _picture(figure, f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs.", note)
 
 
 def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tuple[str, int, int]]) -> Picture:

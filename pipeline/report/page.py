@@ -79,6 +79,7 @@ def render(subspace: Subspace, scores: xr.DataArray | np.ndarray | None = None, 
     drawn = None if scores is None else _first_scores(subspace, scores, shown)
     said = dict(subspace.provenance)
     passes, plan = said.pop("walks", None) or [], said.pop("plan", None)
+    said.pop("cuts", None)  # of a filter: arrays, as text
     modes = [
         {
             "number": j + 1,

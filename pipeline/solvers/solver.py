@@ -64,6 +64,8 @@ class Cost:
     """What the driver needs at the end of a pass."""
     flops: float
     """Of one pass."""
+    open_ended: bool = False
+    """Whether the data decide how many passes more there will be."""
 
 
 class Solver(Protocol[St]):

@@ -1,0 +1,187 @@
+"""`filter`: leading directions of the rows that are kept, rows that lie along them cut off, until a certificate holds.
+
+The filter of Diakonikolas, Kane, Pensia and Pittas (2023), for k components at once: each round finds the leading
+directions of the rows kept so far, a few more than asked for, and holds a random sample of these rows against normal
+data along all of them. A tail that is longer is cut off by a hard threshold. Cuts are small records; which rows they
+leave out is found again from the rows, so that nothing of the length of the data is ever held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.errors import ConvergenceError, InputError
+from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, RowMap, Sieve, Through, collected
+from pipeline.kernels.rank import Rank
+from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation
+from pipeline.matrix import Matrix
+from pipeline.robust.method import Certificate, Found, Options, Start, inner_solver, looked
+from pipeline.solvers import Settings, Solver
+from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
+from pipeline.sources import ROWS
+from pipeline.subspace import Subspace
+
+__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough"]
+
+_MORE = 10  # directions that are looked at beside those asked for
+_ROUNDS = 30
+LOOKED_AT = 20_000  # rows of the sample
+
+
+@dataclass(frozen=True, eq=False)
+class FilterState:
+    """Where the filter is: the state of the inner solver or its answer, the cuts so far, what the last look saw."""
+
+    maps: tuple[RowMap, ...]
+    inner: Any
+    found: Subspace | None = None
+    sieve: Sieve = field(default_factory=Sieve)
+    round: int = 1
+    total: float = 0.0
+    sample: np.ndarray | None = None
+    inflation: float = 1.0
+    center: np.ndarray | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Cut off what lies along the leading directions, again and again."""
+
+    settings: Settings
+    options: Options
+    alone: bool = False
+    """Whether it looks along the components asked for only."""
+    name: ClassVar[str] = "filter"
+
+    def surveyed(self) -> bool:
+        return False
+
+    def cost(self, X: Matrix) -> Cost:
+        cost = self._inner(X).cost(X)
+        return replace(cost, passes=2 * (cost.passes + 1), side=ROWS)
+
+    def begin(self, X: Matrix, start: Start, maps: tuple[RowMap, ...]) -> FilterState:
+        check_enough(X, self.settings.rank, self.options.eps)
+        if isinstance(self.options.center, str) and start.center is not None:
+            maps = (*maps, Moved(start.center))
+        return FilterState(maps, self._inner(X).init(X), center=start.center)
+
+    def fold(self, X: Matrix, state: FilterState) -> Through:
+        maps: tuple[RowMap, ...] = (*state.maps, state.sieve)
+        if state.found is None:
+            return Through(self._inner(X).fold(X, state.inner), maps)
+        drawn = Drawn(LOOKED_AT / max(state.found.n_samples, 1), self.settings.seed + state.round)
+        return Through(Collected(partial(looked, state.found), X.work_dtype), (*maps, drawn))
+
+    def step(self, X: Matrix, state: FilterState, summary: Any) -> FilterState:
+        if summary is None:
+            raise ConvergenceError(
+                f"every row of {X.name} was cut off: more rows lie than eps={self.options.eps:g} promises"
+            )
+        if state.found is None:
+            return self._solved(X, state, summary)
+        return self._judged(X, state, collected(summary, state.found.k + 1))
+
+    def _solved(self, X: Matrix, state: FilterState, summary: Any) -> FilterState:
+        inner = self._inner(X)
+        at = inner.step(X, state.inner, summary)
+        if inner.done(at) is None:
+            return replace(state, inner=at)
+        found = inner.result(X, at)
+        if not found.total_variance > 0 and state.sieve.cuts:
+            raise ConvergenceError(
+                f"what is left of {X.name} is one row again and again: take a larger eps, or leave out rows that repeat"
+            )
+        if not found.total_variance > 0:
+            raise InputError(f"the rows of {X.name} are all the same: there is no direction in which they vary")
+        return replace(state, inner=at, found=found, total=state.total or found.n_samples)
+
+    def _judged(self, X: Matrix, state: FilterState, sample: np.ndarray) -> FilterState:
+        """Cuts along the leading directions; none: done."""
+        assert state.found is not None
+        found, eps = state.found, self.options.eps
+        scores = sample[:, :-1]
+        # Scores on directions beyond the rank of the data are noise of rounding.
+        real = found.singular_values > 1e-7 * found.singular_values[0]
+        scores = scores[:, real]
+        state = replace(state, sample=sample, inflation=inflation(scores))
+        spare = np.floor(min(2 * eps, 0.5) * state.total) - (state.total - found.n_samples)
+        budget = int(np.ceil(max(spare, 0.0) * len(sample) / found.n_samples))
+        verdict = examine(scores, eps, budget) if budget > 0 else Verdict([], np.ones(len(sample), bool))
+        if not verdict.cuts:
+            return replace(state, reason=CONVERGED if budget > 0 or eps == 0 else LIMIT)
+        if state.round >= _ROUNDS:
+            return replace(state, reason=LIMIT)
+        lens = found.factor[:, None] * found.basis.T.astype(np.float64)[:, real]
+        cuts = tuple(Cut(found.offset, lens @ w, c, threshold) for w, c, threshold in verdict.cuts)
+        sieve = Sieve((*state.sieve.cuts, *cuts))
+        return replace(state, sieve=sieve, round=state.round + 1, found=None, inner=self._inner(X).init(X))
+
+    def done(self, state: FilterState) -> str | None:
+        return state.reason
+
+    def result(self, X: Matrix, state: FilterState) -> Found:
+        assert state.found is not None
+        assert state.sample is not None
+        found, rank = state.found, self.settings.rank
+        k = found.k if rank.open else rank.most(X.shape[0], int(found.present.sum()))
+        beyond = np.square(state.sample[:, k:]).sum(axis=1)
+        sample = np.column_stack([state.sample[:, :k], np.sqrt(beyond)])
+        removed = max(state.total - found.n_samples, 0.0) / state.total
+        certificate = self._certificate(state, removed, len(sample))
+        if isinstance(self.options.center, str) and state.center is not None:
+            found = replace(found, mean=state.center, centered=True)
+        return Found(found.truncate(k), certificate, removed, state.sieve, sample, measured=True)
+
+    def _certificate(self, state: FilterState, removed: float, looked_at: int) -> Certificate:
+        eps = self.options.eps
+        most, share = filter_tolerance(eps, looked_at), 1.5 * eps + np.sqrt(eps * (1 - eps) / max(state.total, 1))
+        what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
+        if state.reason == LIMIT:
+            return Certificate(False, f"{what}, all that eps={eps:g} allows, and still the tails are too long")
+        if removed > share:
+            return Certificate(False, f"{what}: more than eps={eps:g} promises")
+        ratio = f"variances of the rest are up to {state.inflation:.3g} times their robust counterparts"
+        if state.inflation > most:
+            return Certificate(False, f"{what}, but {ratio}, where {most:.3g} is allowed: the tails are not normal")
+        return Certificate(True, f"{what}; {ratio}, within the {most:.3g} that is allowed")
+
+    def _inner(self, X: Matrix) -> Solver[Any]:
+        rank = self.settings.rank if self.alone else wider(X, self.settings.rank)
+        center = self.settings.center and not isinstance(self.options.center, str)
+        return inner_solver(X, replace(self.settings, rank=rank, center=center), self.options.solver)
+
+
+@dataclass(frozen=True)
+class UpTo(Rank):
+    """As many components as asked for, or all that there are."""
+
+    def most(self, n: int, d: int) -> int:
+        return min(int(self.wanted), n, d)  # type: ignore[arg-type]
+
+
+def wider(X: Matrix, rank: Rank) -> Rank:
+    """Some more components than were asked for, as far as there are rows to judge them by."""
+    if rank.open:
+        return rank
+    n, d = X.shape
+    k = rank.most(n, d)
+    return UpTo(min(k + _MORE, max(k, n // 5)))
+
+
+def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
+    """Raise InputError where too few rows would be left for the components if eps of them, twice, were cut off."""
+    n, d = X.shape
+    k = 1 if rank.open else rank.most(n, d)
+    rows = n if X.sample_weights is None else int(np.count_nonzero(X.sample_weights))
+    if eps > 0 and (1 - 2 * eps) * rows < k + 1:
+        most = max(0.0, (1 - (k + 1) / max(rows, 1)) / 2)
+        raise InputError(
+            f"{rows} rows are too few for {k} components with eps={eps:g}: take eps below {most:.2g}, fewer components "
+            "or more rows"
+        )
