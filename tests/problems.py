@@ -73,10 +73,12 @@ def exact(
     """The answer of LAPACK, on data that was centred in extended precision."""
     x = np.asarray(X).reshape(len(X), -1).astype(np.longdouble)
     w = np.ones(len(x)) if sample_weights is None else np.asarray(sample_weights, dtype=np.float64)
-    mean = w @ x / w.sum()
-    z = x - mean if center else x
+    moved = x - x[0]  # so that a spread of a few last digits of the mean keeps its own digits
+    centred = moved - w @ moved / w.sum()
+    mean = x[0] + w @ moved / w.sum()
+    z = centred if center else x
     if scale == "std":
-        spread = np.sqrt(w @ (x - mean) ** 2 / w.sum())
+        spread = np.sqrt(w @ centred**2 / w.sum())
         z = z / np.where(spread > 0, spread, 1.0)
     z = (z * np.sqrt(w)[:, None] * (1.0 if weights is None else weights)).astype(np.float64)
     _, values, vectors = np.linalg.svd(z, full_matrices=True)
