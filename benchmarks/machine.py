@@ -31,19 +31,24 @@ def bound(store: Path, k: int, solver: str) -> dict[str, float]:
     multiply = _square if solver.endswith("gram") else _thin
     tall = X.side == 0
     # Blocks that two threads have at a time, as often as there are blocks: the entries do not matter to BLAS.
-    samples = [X.read(min(i, X.n_blocks - 1)) for i in range(_CORES)]
+    sparse, across = X.source.implicit, X.shape[1 - X.side]
+    read_block = (lambda a, b, out: X.read_implicit(a, b).array) if sparse else X.read_range
+    buffers = [None if sparse else np.empty(X.block_height * across, X.work_dtype) for _ in range(_CORES)]
+
+    def block(i: int, worker: int) -> Any:
+        start, stop = X.bounds(i)
+        out = buffers[worker]
+        if out is not None:
+            shape = (stop - start, across) if tall else (across, stop - start)
+            out = out[: (stop - start) * across].reshape(shape)
+        return read_block(start, stop, out)
+
+    samples = [block(min(i, X.n_blocks - 1), i) for i in range(_CORES)]
     work = [multiply(x if tall else x.T, k) for x in samples]
-    buffers = [None if _is_sparse(x) else np.empty_like(x) for x in samples]
 
     def read(worker: int) -> None:
         for i in range(worker, X.n_blocks, _CORES):
-            start, stop = X.bounds(i)
-            out = buffers[worker]
-            if out is not None:
-                across = X.shape[1 - X.side]
-                out = out.reshape(-1)[: (stop - start) * across]
-                out = out.reshape((stop - start, across) if tall else (across, stop - start))
-            X.read(i, out)
+            block(i, worker)
 
     def compute(worker: int) -> None:
         for _ in range(worker, X.n_blocks, _CORES):

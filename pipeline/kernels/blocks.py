@@ -31,6 +31,7 @@ __all__ = [
 
 # Sums of squares between these can be squared again, as residuals and certificates do.
 _FAINTEST, LOUDEST = 1e-120, 1e140
+_HEAD = 1024  # rows that tell where the mean is about
 _SHORT = 64  # terms that are added up in single precision
 
 
@@ -85,10 +86,13 @@ def wide_squares(x: np.ndarray) -> np.ndarray:
 
 
 def absent_columns(x: np.ndarray) -> np.ndarray:
-    """(d,) bool: columns that are NaN in every row; raises NonfiniteError where a column is NaN or Inf in part."""
-    suspicious = ~np.isfinite(column_sums(x))
+    """(d,) bool: columns that are NaN in every row; raises NonfiniteError where such a column is NaN or Inf in part.
+
+    Columns whose first rows are numbers are not looked at any further: `checked_sums` does that.
+    """
     absent = np.zeros(x.shape[1], bool)
-    if suspicious.any():
+    if not np.isfinite(column_sums(x[:_HEAD])).all():
+        suspicious = ~np.isfinite(column_sums(x))
         absent[suspicious] = np.isnan(x[:, suspicious]).all(axis=0)
         if not np.isfinite(x[:, suspicious & ~absent]).all():
             raise NonfiniteError("NaN or Inf among the entries")
@@ -96,8 +100,8 @@ def absent_columns(x: np.ndarray) -> np.ndarray:
 
 
 def pilot_mean(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """(d,) column means in double precision, rounded to the block's dtype: subtracting is exact near the mean."""
-    mean = x.mean(axis=0, dtype=doubled(x.dtype))
+    """(d,) means of the first rows in double precision, rounded to the block's dtype: near them nothing is lost."""
+    mean = x[:_HEAD].mean(axis=0, dtype=doubled(x.dtype))
     return np.where(absent, 0.0, mean).astype(x.dtype).astype(doubled(x.dtype))
 
 
