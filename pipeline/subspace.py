@@ -503,7 +503,8 @@ class Subspace:
         )
         return (
             f"Subspace: {self.k} components x {self.n_features} features from {self.n_samples:g} samples, "
-            f"{100 * self.explained_variance_ratio.sum():.2f} % of the variance, {bound}, {self.passes} passes"
+            f"{100 * self.explained_variance_ratio.sum():.2f} % of the variance, {bound}, "
+            f"{self.passes} pass{'es' * (self.passes != 1)}"
         )
 
     def _repr_html_(self) -> str:

@@ -386,7 +386,9 @@ def test_kill_the_scheduler(path: Path, tmp_path: Path, mortal: Mortal) -> None:
     from distributed import Client
 
     (tmp_path / "serve.py").write_text(SERVE)
-    cluster = subprocess.Popen([sys.executable, tmp_path / "serve.py"], stdout=subprocess.PIPE, text=True)
+    # The workers import this suite, and not that of some package which has left its own among the installed ones.
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    cluster = subprocess.Popen([sys.executable, tmp_path / "serve.py"], stdout=subprocess.PIPE, text=True, env=where)
     assert cluster.stdout is not None
     model = PCA(4, solver="krylov", checkpoint=tmp_path / "c")
     matrix = blocks(path)
