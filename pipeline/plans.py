@@ -24,7 +24,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
-_ROUNDED_UP = 1.15  # memory comes in pages and arenas, and in pieces that do not fit together
+_ROUNDED_UP = 1.25  # memory comes in pages and arenas, and in pieces that do not fit together
 # Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
 _WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
