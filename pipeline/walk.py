@@ -286,8 +286,7 @@ class _Walk:
         level: list[Any] = []
         for i, (a, b) in enumerate(self.runs):
             run = kept[i].key if i in kept else None
-            start = a + self.lengths[i] if i in kept else a
-            layer[name, i] = (summarise, *self._stretch(start, b), run, fresh)
+            layer[name, i] = (summarise, *self._stretch(a + self.lengths[i], b), run, fresh)
             level.append((name, i))
         depth = 0
         while len(level) > 1:

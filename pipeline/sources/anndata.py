@@ -18,9 +18,9 @@ import scipy.sparse as sp
 import zarr
 
 from pipeline.errors import InputError, StoreError
-from pipeline.kernels.implicit import SparseBlock, as_compressed
-from pipeline.sources.source import COLUMNS, ROWS, Range, Source, even_cuts, joined_cuts
-from pipeline.sources.sparse import apart
+from pipeline.kernels.implicit import as_compressed
+from pipeline.sources.source import COLUMNS, ROWS, Range, Source, joined_cuts
+from pipeline.sources.sparse import Compressed, apart
 
 __all__ = ["Part", "StoredSparse", "is_anndata", "is_sparse", "parts_of"]
 
@@ -89,7 +89,7 @@ def _index_names(frame: Any) -> np.ndarray | None:
 
 
 @dataclass(frozen=True)
-class StoredSparse:
+class StoredSparse(Compressed):
     """Entries of a sparse matrix in Zarr.
 
     Parameters
@@ -150,23 +150,10 @@ class StoredSparse:
             f"in chunks of {chunks}"
         )
 
-    def block(self, rows: Range, cols: Range) -> SparseBlock:
-        return SparseBlock(self._part(rows, cols))
-
-    def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
-        part = self._part(rows, cols)
-        return part.toarray() if out is None else part.astype(out.dtype, copy=False).toarray(out=out)
-
-    def cuts(self, side: int, longest: int) -> np.ndarray:
-        return even_cuts(self.shape[side], longest)
-
     def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
         if side != self.major:
             nbytes = max(nbytes, _PICKED)
         return joined_cuts(cuts, apart(self._nbytes, self.shape[side], nbytes))
-
-    def unit(self, side: int) -> int:
-        return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         if side == self.major:

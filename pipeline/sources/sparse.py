@@ -10,12 +10,35 @@ import numpy as np
 from pipeline.kernels.implicit import SparseBlock, as_compressed
 from pipeline.sources.source import COLUMNS, ROWS, Range, Source, even_cuts, joined_cuts
 
-__all__ = ["Sparse", "SparseHollow", "apart", "gathered", "stretch"]
+__all__ = ["Compressed", "Sparse", "SparseHollow", "apart", "gathered", "stretch"]
 
 _THIN = 64 * 8  # bytes a row that products with a thin matrix take beside the entries
 
 
-class Sparse:
+class Compressed:
+    """What sparse matrices share, in memory or stored: a block is a part of them, and no chunk is cut by one."""
+
+    shape: tuple[int, int]
+
+    def _part(self, rows: Range, cols: Range) -> Any:
+        """A rectangle, in CSR or CSC form."""
+        raise NotImplementedError
+
+    def block(self, rows: Range, cols: Range) -> SparseBlock:
+        return SparseBlock(self._part(rows, cols))
+
+    def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
+        part = self._part(rows, cols)
+        return part.toarray() if out is None else part.astype(out.dtype, copy=False).toarray(out=out)
+
+    def cuts(self, side: int, longest: int) -> np.ndarray:
+        return even_cuts(self.shape[side], longest)
+
+    def unit(self, side: int) -> int:
+        return 1
+
+
+class Sparse(Compressed):
     """Entries of a scipy.sparse matrix or array of any format, kept in CSR or CSC form.
 
     Parameters
@@ -56,21 +79,8 @@ class Sparse:
         """The transpose; nothing is copied."""
         return Sparse(self.array.T)
 
-    def block(self, rows: Range, cols: Range) -> SparseBlock:
-        return SparseBlock(self._part(rows, cols))
-
-    def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
-        part = self._part(rows, cols)
-        return part.toarray() if out is None else part.astype(out.dtype, copy=False).toarray(out=out)
-
-    def cuts(self, side: int, longest: int) -> np.ndarray:
-        return even_cuts(self.shape[side], longest)
-
     def together(self, side: int, cuts: np.ndarray, nbytes: int) -> np.ndarray:
         return joined_cuts(cuts, apart(self._nbytes, self.shape[side], nbytes))
-
-    def unit(self, side: int) -> int:
-        return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self._nbytes
