@@ -195,3 +195,11 @@ def test_a_tol_that_one_pass_does_not_meet_is_not_claimed(sketched: None) -> Non
         fitted(Problem("power 1/2", 200, 120).X, 4, "single_pass", tol=1e-3)
     with pytest.raises(InputError, match="more than the 48 columns"):
         fitted(Problem("power 1/2", 200, 120).X, 0.99, "single_pass")
+
+
+def test_fit_transform_of_a_stream_fits_all_of_it_before_it_says_that_there_are_no_scores() -> None:
+    x = np.random.default_rng(0).standard_normal((60, 5))
+    model = PCA(2, solver="gram")
+    with pytest.raises(InputError, match="only by fit, and once"):
+        model.fit_transform(iter(np.array_split(x, 4)))
+    assert model.n_samples_ == 60

@@ -91,8 +91,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ConvergenceError
             When `tol` cannot be met.
         """
-        if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
-            raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
+        _check_ignored(y)
         begin = None if start is None else start_of(start)
         self._found(open_for_fit(self, X), with_scores=False, start=begin)
         return self
@@ -104,10 +103,12 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """
         if fit_params or isinstance(X, xr.DataArray | xr.Dataset):  # labels are for the doors of these two
             return self.fit(X, y, **fit_params).transform(X)
+        _check_ignored(y)
         matrix = open_for_fit(self, X)
         source, plain = matrix.source, matrix.work_dtype.kind == "f" and self.missing != "em"
         if source.held or source.implicit or source.collections or matrix.sample_weights is not None or not plain:
-            return self.fit(X, y).transform(X)
+            self._found(matrix, with_scores=False)
+            return self.transform(X)
         return self._found(matrix, with_scores=True)
 
     def _found(self, matrix: Matrix, with_scores: bool, start: Subspace | None = None) -> Any:
@@ -319,6 +320,11 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         None if tol is None else float(tol),
         seed_of(estimator.random_state),
     )
+
+
+def _check_ignored(y: Any) -> None:
+    if getattr(getattr(y, "dtype", None), "kind", "f") == "c":
+        raise InputError("Complex data not supported: X may be complex, y is ignored and so cannot be")
 
 
 def _of_expected(apply: RowKernel, subspace: Subspace, rows: np.ndarray) -> np.ndarray:
