@@ -362,7 +362,7 @@ def test_the_disk_does_not_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             raise OSError(5, "Input/output error")
         real(path)
 
-    monkeypatch.setattr(publishing, "_sync", failing)
+    monkeypatch.setattr(publishing, "synced", failing)
     with pytest.raises(StoreError, match=r"version 2 .* is published, but the disk does not confirm"):
         save(of_version(2), model, overwrite=True)
     assert load(model) == of_version(2)

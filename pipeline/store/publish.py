@@ -17,10 +17,11 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import xarray as xr
@@ -35,7 +36,7 @@ from pipeline.store.head import ROOT, SLOTS, VERSIONS, Chunk, Head, Version
 from pipeline.store.lock import only_writer
 from pipeline.store.read import check_inside, sound
 
-__all__ = ["commit_local", "commit_once", "reroot", "restore", "staged_version"]
+__all__ = ["commit_local", "commit_once", "parents_of", "reroot", "restore", "settle", "staged_version", "synced"]
 
 _CHUNK_BYTES = 16 * 2**20
 _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -46,7 +47,7 @@ def commit_local(ds: xr.Dataset, model: Path, overwrite: bool, parent: str | Non
     before = _current(model, overwrite)  # before a lock file or a folder is made
     if parent is not None and (before is None or before.id != parent):
         raise _overtaken(model, before)
-    with _folder(model.parent), only_writer(model):
+    with parents_of(model), only_writer(model):
         head = _unmoved(model, before)
         _sweep_beside(model)
         staged = model.with_name(f".{model.name}.{uuid4().hex}.partial")
@@ -94,7 +95,7 @@ def reroot(model: Path, change: Callable[[Head], Head]) -> Head:
         try:
             _put(part, new.dump())
             os.replace(part, model / ROOT)
-            _sync(model)
+            synced(model)
         finally:
             part.unlink(missing_ok=True)
         _tidy_if_model(model)
@@ -146,11 +147,11 @@ def _overtaken(model: Path | str, now: Head | None) -> ConflictError:
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """The folder exists while inside; what had to be made for it goes again after a failure."""
-    made = [p for p in (path, *path.parents) if not p.exists()]
+def parents_of(path: Path) -> Iterator[None]:
+    """The folder of a path exists while inside; what had to be made for it goes again after a failure."""
+    made = [p for p in path.parents if not p.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for folder in made:
@@ -174,7 +175,7 @@ def _stage(ds: xr.Dataset, folder: Path, head: Head | None, kind: str) -> Head:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.name != ROOT:
             chunks[path.relative_to(folder).as_posix()] = Chunk.of(path.read_bytes())
-        _sync(path)
+        synced(path)
     entry = Version.after(head, kind)
     document = json.loads((folder / ROOT).read_bytes())
     past = (*head.history, entry) if head else (entry,)
@@ -191,14 +192,14 @@ def _link(source: Path, target: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copyfile(source, target)
-        _sync(target)
+        synced(target)
 
 
 def _put(path: Path, data: bytes) -> None:
     """A file, safe on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    _sync(path)
+    synced(path)
 
 
 def _write(ds: xr.Dataset, folder: Path, slot: int) -> None:
@@ -265,7 +266,7 @@ def _replace(staged: Path, model: Path, head: Head, new: Head) -> None:
         os.replace(staged / key, model / key)
     folders = {model / folder for key in keys for folder in Path(key).parents}
     for folder in sorted(folders, reverse=True):
-        _sync(folder)
+        synced(folder)
     _put(staged / ROOT, replace(new, earlier=head.succession(time.time())).dump())
     os.replace(staged / ROOT, model / ROOT)
     _confirm(model, model, new)
@@ -285,13 +286,13 @@ def _set_aside(folder: Path, model: Path, head: Head) -> None:
     _sync_folders(folder)
     (model / VERSIONS).mkdir(exist_ok=True)
     os.rename(folder, model / entry.path)
-    _sync(model / VERSIONS)
+    synced(model / VERSIONS)
 
 
 def _confirm(folder: Path, model: Path, new: Head) -> None:
     """Wait for the disk; where it gives no answer the version is there, and may be gone after a power cut."""
     try:
-        _sync(folder)
+        synced(folder)
     except OSError as error:
         raise StoreError(
             f"version {new.version} of {model} ({new.id}) is published, but the disk does not confirm it "
@@ -301,7 +302,7 @@ def _confirm(folder: Path, model: Path, new: Head) -> None:
 
 def _sync_folders(folder: Path) -> None:
     for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
-        _sync(path)
+        synced(path)
 
 
 def _tidy_if_model(model: Path) -> None:
@@ -312,14 +313,7 @@ def _tidy_if_model(model: Path) -> None:
 
 def _tidy(model: Path, head: Head, now: float) -> None:
     """Bring the arrays in line with the root, and remove what no version needs: the leavings of dead writers too."""
-    for name, meta in head.members.items():
-        path = model / name / ROOT
-        text = json.dumps(meta, indent=2).encode()
-        if not path.exists() or path.read_bytes() != text:
-            path.parent.mkdir(exist_ok=True)
-            part = path.with_name(f".{ROOT}.partial")
-            part.write_bytes(text)
-            os.replace(part, path)
+    settle(model, head.members)
     kept = head.kept(now) | {f"{name}/{ROOT}" for name in head.members}
     _tidy_versions(model, head)
     for folder in (p for p in model.iterdir() if p.is_dir() and not p.is_symlink() and p.name != VERSIONS):
@@ -331,6 +325,18 @@ def _tidy(model: Path, head: Head, now: float) -> None:
                 path.unlink()
         with suppress(OSError):
             folder.rmdir()
+
+
+def settle(store: Path, members: Mapping[str, Mapping[str, Any]]) -> None:
+    """Bring the metadata that lie with the arrays in line with those in the root."""
+    for name, meta in members.items():
+        path = store / name / ROOT
+        text = json.dumps(meta, indent=2).encode()
+        if not path.exists() or path.read_bytes() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{ROOT}.partial")
+            part.write_bytes(text)
+            os.replace(part, path)
 
 
 def _tidy_versions(model: Path, head: Head) -> None:
@@ -353,7 +359,8 @@ def _remove_unread(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def synced(path: Path) -> None:
+    """Wait until a file or folder is safe on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
