@@ -162,10 +162,8 @@ def growing(path: Path) -> Iterator[Growth]:
 
 def _outline(path: Path, folder: Path, root: bytes) -> frozenset[Path]:
     """Write the metadata of all arrays, and copy the chunks at their ends; the copies."""
-    document = json.loads(root)
-    members = document.pop("consolidated_metadata")["metadata"]
     copied = set()
-    for name, meta in {"": document, **members}.items():
+    for name, meta in _members(root).items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / ROOT).write_text(json.dumps(meta))
         if meta["node_type"] != "array" or not meta["shape"]:
@@ -185,7 +183,18 @@ def _outline(path: Path, folder: Path, root: bytes) -> frozenset[Path]:
 
 def _tidy(path: Path) -> None:
     """Bring the metadata of the arrays in line with the root."""
-    settle(path, json.loads((path / ROOT).read_bytes())["consolidated_metadata"]["metadata"])
+    members = _members((path / ROOT).read_bytes())
+    settle(path, {name: meta for name, meta in members.items() if name})
+
+
+def _members(root: bytes) -> dict[str, Any]:
+    """The metadata of every group and array, as they lie with them; '' is the root itself."""
+    document = json.loads(root)
+    members = {"": document, **document["consolidated_metadata"]["metadata"]}
+    return {
+        name: {key: part for key, part in meta.items() if key != "consolidated_metadata"}
+        for name, meta in members.items()
+    }
 
 
 def _sweep(path: Path) -> None:
