@@ -32,18 +32,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Commands that have a module of their own: name to where it is.
 _ELSEWHERE = dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history")
+_ELSEWHERE["ingest"] = "pipeline.commands.ingest"
 
 
 class _OneSentence(click.Group):
     """A group whose commands end in one sentence and an exit code, never in a traceback (unless asked for)."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _ELSEWHERE:
-            return getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
-        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params["debug"]
@@ -65,6 +58,18 @@ class _OneSentence(click.Group):
             ctx.exit(code)
 
 
+class _Commands(_OneSentence):
+    """The commands of this module and of others, which are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            return getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
 def _verdict(error: Exception) -> tuple[str, int]:
     """What a person is told about an error, and the exit code."""
     if isinstance(error, click.UsageError):
@@ -77,7 +82,7 @@ def _verdict(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}; rerun as 'pipeline --debug ...' for the traceback", 1
 
 
-@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pipeline")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", is_flag=True, help="No progress and messages on stderr, errors only.")

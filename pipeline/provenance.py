@@ -17,7 +17,7 @@ from pipeline.plans import Plan
 from pipeline.sources import stamp_of_rows, view
 from pipeline.subspace import Subspace
 
-__all__ = ["provenance", "whereabouts"]
+__all__ = ["plain", "provenance", "whereabouts"]
 
 _LIBRARIES = ("subspace-pipeline", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "scikit-learn")
 
@@ -32,7 +32,7 @@ def provenance(
         seen[-1] = {**seen[-1], **whereabouts(X, X.shape[0])}
     story = {
         "method": method,
-        "parameters": {name: _plain(value) for name, value in parameters.items()},
+        "parameters": {name: plain(value) for name, value in parameters.items()},
         "source": {
             "name": X.name,
             "layout": X.source.layout,
@@ -42,7 +42,7 @@ def provenance(
             "feature_dims": list(X.features.dims),
             **content,
         },
-        "seed": _plain(parameters.get("random_state")),
+        "seed": plain(parameters.get("random_state")),
         "versions": {library: version(library) for library in _LIBRARIES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if plan is None else {"plan": str(plan)}),
@@ -63,7 +63,8 @@ def whereabouts(X: Matrix, stop: int, start: int = 0) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A parameter as a JSON value."""
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, int | float | str | bool | None) else str(value)

@@ -14,7 +14,7 @@ import xarray as xr
 from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.estimators import PCA, AnomalyDetector, RobustPCA, TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
-from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
+from pipeline.jobs.spec import JobSpec, ModelSpec, OutputSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.plans import Plan
 from pipeline.store import history, save
@@ -26,7 +26,18 @@ from pipeline.subspace import Subspace
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["JobResult", "anomalies_of", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
+__all__ = [
+    "JobResult",
+    "anomalies_of",
+    "check_outputs",
+    "count_above",
+    "head_of",
+    "make_estimator",
+    "open_source",
+    "place_of",
+    "run_job",
+    "scores_of",
+]
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,8 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
     output = spec.output
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=output.overwrite)
     _check_apart(spec)
-    place = f"icechunk:{output.model}" if output.store == "icechunk" else output.model
-    head = _head_of(place, output.overwrite)
+    place = place_of(output)
+    head = head_of(place, output.overwrite)
     with ExitStack() as stack:
         if client is None:
             stack.enter_context(cluster_client(spec=spec.cluster))
@@ -143,9 +154,14 @@ def anomalies_of(
     facts: dict[str, Any] = {"samples": int(scores.size)}
     if normal is None:
         return facts
-    lengths = range(0, scores.shape[0], max(1, 2**22 // max(scores[:1].size, 1)))
-    above = sum(int((scores[i : i + lengths.step].values > detector.threshold_).sum()) for i in lengths)
+    above = count_above(scores, detector.threshold_)
     return facts | {"threshold": detector.threshold_, "anomalies": above}
+
+
+def count_above(scores: xr.DataArray, threshold: float) -> int:
+    """How many stored scores are above a threshold, in bounded memory."""
+    lengths = range(0, scores.shape[0], max(1, 2**22 // max(scores[:1].size, 1)))
+    return sum(int((scores[i : i + lengths.step].values > threshold).sum()) for i in lengths)
 
 
 def check_outputs(outputs: Sequence[str | None], source: str | None = None, *, overwrite: bool = False) -> None:
@@ -195,7 +211,12 @@ def _check_apart(spec: JobSpec) -> None:
             raise InputError(f"the checkpoint {kept} cannot lie where {other} is: choose a place of its own")
 
 
-def _head_of(output: str, overwrite: bool) -> str | None:
+def place_of(output: OutputSpec) -> str:
+    """Where the model of a job is kept, as `save` and `load` take it."""
+    return f"icechunk:{output.model}" if output.store == "icechunk" else output.model
+
+
+def head_of(output: str, overwrite: bool) -> str | None:
     """Id of the version that a model is to follow: if it is another one in the end, somebody else was faster.
 
     What a model replaces must be a model; an array under a mistyped name is not.

@@ -22,7 +22,7 @@ from pipeline.subspace import Subspace
 from pipeline.updating import aligned, discounted, subtracted
 from pipeline.walk import walk
 
-__all__ = ["Updated", "update_model"]
+__all__ = ["Updated", "content_of", "update_model"]
 
 _ROOM = 16  # components that are kept of new rows beyond those that the model has, twice over
 
@@ -154,7 +154,7 @@ def _of_the_same_rows(S: Subspace, X: Matrix, seen: list[dict[str, Any]]) -> lis
     """The batches of a source that begins with the same rows as this one, but is stored elsewhere."""
     for batch in seen:
         a, b = batch.get("rows", [1, 0])
-        if a == 0 and 0 < b < X.shape[0] and _content(X, Content.of(batch)).id == Content.of(batch).id:
+        if a == 0 and 0 < b < X.shape[0] and content_of(X, Content.of(batch)).id == Content.of(batch).id:
             return [o for o in seen if (o.get("name"), o.get("view")) == (batch["name"], batch["view"])]
     return []
 
@@ -163,14 +163,14 @@ def _check_unchanged(S: Subspace, X: Matrix, followed: list[dict[str, Any]]) -> 
     for batch in followed:
         a, b = batch["rows"]
         known = Content.of(batch)
-        if _content(X.rows(a, b), known).id != known.id:
+        if content_of(X.rows(a, b), known).id != known.id:
             raise InputError(
                 f"rows {a} to {b} of {X.name} are no longer those that the model has seen: fit it anew, or take the "
                 "old rows away first"
             )
 
 
-def _content(X: Matrix, like: Content) -> Content:
+def content_of(X: Matrix, like: Content) -> Content:
     """What the rows of X hold, cut as another content."""
     witness = Witness(_Nothing(X.work_dtype), *X.shape, edges=like.edges)
     return witness.content(walk(X.rows(0, int(like.edges[-1])), witness)[0])

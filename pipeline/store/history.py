@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import xarray as xr
 
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.store.head import Head, Version
 from pipeline.store.objects import Objects
 from pipeline.store.publish import commit_local, commit_once, reroot, restore
@@ -45,7 +45,7 @@ class Keeper(Protocol):
     def history(self) -> History: ...
     def document(self, version: Version) -> Mapping[str, Any]: ...
     def rollback(self, version: int | str) -> Version: ...
-    def tag(self, name: str, version: int | str | None) -> Version: ...
+    def tag(self, name: str, version: int | str | None, forward: bool) -> Version: ...
     def expire(self, keep: int, grace: float) -> list[Version]: ...
 
 
@@ -97,14 +97,15 @@ def rollback(store: Place, version: int | str) -> Version:
     return _keeper(store).rollback(version)
 
 
-def tag(store: Place, name: str, version: int | str | None = None) -> Version:
+def tag(store: Place, name: str, version: int | str | None = None, *, forward: bool = False) -> Version:
     """Give a version (the head by default) a name, which is taken from the one that had it; it never expires then.
 
-    Raises InputError for names that could be taken for numbers, or hold other than letters, digits and `._-`.
+    Raises InputError for names that could be taken for numbers, or hold other than letters, digits and `._-`, and with
+    `forward` ConflictError where a newer version has the name.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.\-]*", name, re.ASCII):
         raise InputError(f"{name!r} cannot be a tag: begin with a letter, go on with letters, digits, '.', '_' or '-'")
-    return _keeper(store).tag(name, version)
+    return _keeper(store).tag(name, version, forward)
 
 
 def expire(store: Place, keep: int, grace: float = GRACE) -> list[Version]:
@@ -164,9 +165,9 @@ class _Local:
         self._head()
         return self._written(lambda: restore(self.model, version))
 
-    def tag(self, name: str, version: int | str | None) -> Version:
+    def tag(self, name: str, version: int | str | None, forward: bool) -> Version:
         self._head()
-        head = self._written(lambda: reroot(self.model, lambda head: tagged(head, name, version, self.place)))
+        head = self._written(lambda: reroot(self.model, lambda head: tagged(head, name, version, self.place, forward)))
         return head.find(name, self.place)
 
     def expire(self, keep: int, grace: float) -> list[Version]:
@@ -211,7 +212,7 @@ class _Once:
     def rollback(self, version: int | str) -> Version:
         return Head.parse(read_root(self.store, self.place), self.place).find(version, self.place)
 
-    def tag(self, name: str, version: int | str | None) -> Version:
+    def tag(self, name: str, version: int | str | None, forward: bool) -> Version:
         raise StoreError(f"{self.place} holds a single version: tags need a local disk, an object store or Icechunk")
 
     def expire(self, keep: int, grace: float) -> list[Version]:
@@ -222,11 +223,16 @@ def _told(head: Head) -> History:
     return History(head.history, head.id, head.tags)
 
 
-def tagged(head: Head, name: str, version: int | str | None, place: str) -> Head:
+def tagged(head: Head, name: str, version: int | str | None, place: str, forward: bool) -> Head:
     """The head with one tag more."""
     entry = head.entry if version is None else head.find(version, place)
     if entry is None:
         raise StoreError(f"{place} has no history: save the model again")
+    before = next((v for v in head.history if v.id == head.tags.get(name)), entry)
+    if forward and before.number > entry.number:
+        raise ConflictError(
+            f"{place}: {name!r} is version {before.number}, which is newer than {entry.number}: it stays"
+        )
     return replace(head, tags={**head.tags, name: entry.id})
 
 

@@ -106,7 +106,7 @@ class Repository:
                 repo.reset_branch(_BRANCH, entry.path)
         return entry
 
-    def tag(self, name: str, version: int | str | None) -> Version:
+    def tag(self, name: str, version: int | str | None, forward: bool) -> Version:
         entry = self._find(version)
         with self._written():
             repo = self._repository()

@@ -89,11 +89,12 @@ class Objects:
         self._head()
         return self._change(change).entry  # type: ignore[return-value]
 
-    def tag(self, name: str, version: int | str | None) -> Version:
+    def tag(self, name: str, version: int | str | None, forward: bool) -> Version:
         from pipeline.store.history import tagged
 
         self._head()
-        return self._change(lambda head: tagged(head, name, version, self.place)).find(name, self.place)  # type: ignore[arg-type]
+        head = self._change(lambda head: tagged(head, name, version, self.place, forward))  # type: ignore[arg-type]
+        return head.find(name, self.place)
 
     def expire(self, keep: int, grace: float) -> list[Version]:
         from pipeline.store.history import expired
