@@ -36,6 +36,7 @@ def settings(home: Path, host: str, port: int) -> dict[str, str]:
         "PREFECT_UI_API_URL": f"http://{host}:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         "DO_NOT_TRACK": "1",
     }
 
@@ -100,11 +101,14 @@ def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
 
 def deployments(specs: Sequence[FlowSpec]) -> list[Any]:
     """What Prefect is to run, and when; raises InputError where a schedule is none."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.flows import EntrypointType
     from prefect.schedules import Cron, Interval
 
     from flows.etl import FLOWS
 
+    # A run that is due while the one before still goes on is not started, but shown as cancelled.
+    alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     found = []
     for spec in specs:
         when, schedule = spec.schedule, None
@@ -123,6 +127,7 @@ def deployments(specs: Sequence[FlowSpec]) -> list[Any]:
                         "retry_delay": spec.retry_delay,
                         "alert": spec.alert.model_dump(),
                     },
+                    concurrency_limit=alone,
                     entrypoint_type=EntrypointType.MODULE_PATH,
                 )
             )
@@ -144,7 +149,7 @@ def revive() -> int:
         runs = client.read_flow_runs(flow_run_filter=unfinished)
         for run in runs:
             state = Crashed(message="whoever served it was killed")
-            client.set_flow_run_state(run.id, state, force=True)
+            client.set_flow_run_state(run.id, state)
             try_again(None, run, state)
     return len(runs)
 

@@ -12,11 +12,11 @@ import pytest
 import xarray as xr
 import zarr
 from click.testing import CliRunner
+from flows.alarms import main as alarms
+from flows.alarms import score_new_rows
 from scipy import stats
 from sklearn.exceptions import NotFittedError
 
-from flows.alarms import main as alarms
-from flows.alarms import score_new_rows
 from pipeline import PCA, AnomalyDetector, FederatedPCA, open_matrix
 from pipeline.cli import main
 from pipeline.errors import InputError

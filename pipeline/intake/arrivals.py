@@ -20,7 +20,7 @@ from pipeline.intake.dense import Dense
 from pipeline.intake.files import FORMATS, Reading, SparseRows, slabs, suffix_of
 from pipeline.intake.sparse import Sparse
 from pipeline.sources.anndata import is_anndata
-from pipeline.store.growing import Batch, Growth, batches_of, growing
+from pipeline.store.growing import Batch, Growth, batches_of, growing, tend
 
 __all__ = ["Ingested", "ingest"]
 
@@ -125,6 +125,7 @@ def ingest(
     added, known, failed = [], 0, []
     files = _files(source, path, settle)
     seen = {(b.name, b.stamp) for b in batches_of(path)}
+    tend(path)
     for file in files:
         mark = str(file.resolve()), _stamp(file)
         if mark in seen and mark[1]:

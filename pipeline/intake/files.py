@@ -121,7 +121,8 @@ def _zarr(path: Path, how: Reading) -> Iterator[Slab]:
     elif node.attrs.get("encoding-type") == "anndata":
         yield from _anndata_rows(node, how, str(path))
     else:
-        with xr.open_zarr(path, chunks=None) as ds:
+        consolidated = node.metadata.consolidated_metadata is not None
+        with xr.open_zarr(path, chunks=None, consolidated=consolidated) as ds:
             yield from _cut(ds, how, str(path))
 
 
@@ -142,7 +143,8 @@ def _csv(path: Path, how: Reading) -> Iterator[xr.Dataset]:
     if all(_is_number(c) for c in columns):
         raise InputError(f"{path} has no header: its first line must name the columns")
     for frame in pd.read_csv(path, sep=separator, chunksize=how.step(8 * len(columns))):
-        yield _table(frame, how, str(path), np.float64)
+        if len(frame):  # a header alone says nothing of dtypes
+            yield _table(frame, how, str(path), np.float64)
 
 
 def _parquet(path: Path, how: Reading) -> Iterator[xr.Dataset]:

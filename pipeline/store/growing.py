@@ -15,6 +15,7 @@ import glob
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from pipeline.store.head import ROOT
 from pipeline.store.lock import only_writer
 from pipeline.store.publish import parents_of, settle, synced
 
-__all__ = ["Batch", "Growth", "batches_of", "growing"]
+__all__ = ["Batch", "Growth", "batches_of", "growing", "tend"]
 
 _RECORD = "batches"
 _OWNER = ".owner"  # locked as long as whoever writes the folder lives
@@ -85,7 +86,9 @@ class Growth:
         batch = replace(batch, created=datetime.now(UTC).isoformat(timespec="milliseconds"))
         group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
         group.attrs[_RECORD] = json.dumps([asdict(b) for b in (*self.batches, batch)])
-        zarr.consolidate_metadata(self.folder, zarr_format=3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata")  # which Zarr and xarray read, for all that
+            zarr.consolidate_metadata(self.folder, zarr_format=3)
         fresh = [p for p in self.folder.rglob("*") if p.is_file() and p.name != ROOT]
         fresh = [p for p in fresh if p not in self.copied or not filecmp.cmp(p, self._target(p), shallow=False)]
         for path in (*fresh, self.folder / ROOT):
@@ -132,6 +135,13 @@ def batches_of(store: Path) -> tuple[Batch, ...]:
     return () if root is None else _parsed(root, store)
 
 
+def tend(store: Path) -> None:
+    """Clear up after writers that were killed, so that a store is as it would be without them."""
+    if _root(store) is not None:
+        with only_writer(store, "is appending to"):
+            _tend(store)
+
+
 @contextmanager
 def growing(path: Path) -> Iterator[Growth]:
     """A folder to write the next batch to; what is not published inside is thrown away.
@@ -144,14 +154,12 @@ def growing(path: Path) -> Iterator[Growth]:
             place = path.with_name(f".{path.name}.{uuid4().hex}.batch")
             folder = place / "group"
             with only_writer(path, "is appending to"):
-                _sweep(path)
+                _tend(path)
                 place.mkdir()
                 owner = open(place / _OWNER, "wb")  # noqa: SIM115
                 fcntl.flock(owner, fcntl.LOCK_EX)
                 before = _root(path)
                 folder.mkdir()
-                if before is not None:
-                    _tidy(path)
             try:
                 yield Growth(path, folder, before, frozenset() if before is None else _outline(path, folder, before))
             finally:
@@ -180,6 +188,12 @@ def _outline(path: Path, folder: Path, root: bytes) -> frozenset[Path]:
             shutil.copyfile(source, target)
             copied.add(target)
     return frozenset(copied)
+
+
+def _tend(path: Path) -> None:
+    _sweep(path)
+    if _root(path) is not None:
+        _tidy(path)
 
 
 def _tidy(path: Path) -> None:
