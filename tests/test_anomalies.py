@@ -12,8 +12,6 @@ import pytest
 import xarray as xr
 import zarr
 from click.testing import CliRunner
-from flows.alarms import main as alarms
-from flows.alarms import score_new_rows
 from scipy import stats
 from sklearn.exceptions import NotFittedError
 
@@ -21,6 +19,7 @@ from pipeline import PCA, AnomalyDetector, FederatedPCA, open_matrix
 from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.estimators.anomaly_detector import q_limit
+from pipeline.jobs.alarms import Scored, score_new_rows
 
 RNG = np.random.default_rng(0)
 SPREAD = np.r_[9.0, 5.0, np.linspace(1.5, 0.3, 10)]
@@ -170,18 +169,13 @@ def test_new_rows_are_scored_once_and_raise_an_alert(stores: dict[str, str], tmp
         run(threshold=0.9)
     array.resize((340, 12))
     array[320:] = STRANGE
-    done = CliRunner().invoke(alarms, [stores["model"], growing, str(folder), "--normal", stores["normal"]])
-    assert done.exit_code == 3
-    assert "ALERT: 20 of rows 320 to 340" in done.stdout
 
+    def deaf(found: Scored) -> None:
+        raise OSError("killed while it told")
 
-def test_the_prefect_flow(stores: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The body of the flow, without a server; its event is caught."""
-    pytest.importorskip("prefect")
-    from flows.alarms import alarm_flow
-
-    events: list[str] = []
-    monkeypatch.setattr("prefect.events.emit_event", lambda event, **_: events.append(event))
-    found = alarm_flow().fn(stores["model"], stores["new"], str(tmp_path / "f"), stores["normal"])
-    assert found["alert"]
-    assert events == ["subspace-pipeline.alert"]
+    with pytest.raises(OSError, match="killed"):
+        run(tell=deaf)
+    heard: list[Scored] = []
+    assert run(tell=heard.append).anomalies == 20  # the rows are not scored again, the alert is not lost
+    assert run(tell=heard.append).scores is None
+    assert [(s.start, s.stop, s.alert) for s in heard] == [(320, 340, True)]

@@ -107,9 +107,8 @@ class Dense:
                 where = ", ".join(f"{d}={i}" for d, i in zip(array.dims[1:], place, strict=True))
                 value = values[row, feature]
                 told = f"is {value}" if not np.isfinite(value) else "has a value, where all samples before have none"
-                raise InputError(
-                    f"{name}: {n} at sample {start + row}, {where} {told}: mend it, or allow missing: keep"
-                )
+                way_out = "mend it, or allow it with missing='keep'" if np.isnan(value) else "mend it"
+                raise InputError(f"{name}: {n} at sample {start + row}, {where} {told}: {way_out}")
 
     def feed(self, slab: xr.Dataset, digests: dict[str, Any]) -> None:
         """Add what a slab holds to a digest for each variable and label."""
