@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FLOWS := $(VENV)/.flows
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint doctest bench chaos clean
+.PHONY: help venv demo flows test lint doctest bench chaos clean
 
 help:  ## say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -20,6 +21,13 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## the main job on real data: out/demo/report.html
 	$(BIN)/python -m flows.demo
+
+$(FLOWS): $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[test,fast,flows]'
+	touch $@
+
+flows: $(FLOWS)  ## serve the flows of conf/flows on their schedules; their page is http://127.0.0.1:4200
+	$(BIN)/python -m flows serve conf/flows
 
 test: $(READY)  ## the whole suite, the slow tests too
 	$(BIN)/python -m pytest

@@ -1,7 +1,7 @@
 """The seven flows as Prefect sees them: one task each, whose body is a plain function (`flows.steps`).
 
-A task that fails is tried again, unless its input is wrong, which trying again does not mend. A run whose process dies
-is scheduled again by whoever serves it, and goes on from its checkpoint.
+A task that fails is tried again, unless its input is wrong or it does not converge, which trying again does not mend.
+A run whose process dies is scheduled again by whoever serves it, and goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flows.steps import (
     ScoreSettings,
     UpdateSettings,
 )
-from pipeline.errors import InputError
+from pipeline.errors import ConvergenceError, InputError
 
 __all__ = ["FLOWS", "try_again"]
 
@@ -48,7 +48,7 @@ def try_again(flow: Any, flow_run: Any, state: Any) -> None:
 
 def _mendable(task: Any, run: Any, state: Any) -> bool:
     """Whether a step is worth another try."""
-    return not isinstance(state.result(raise_on_failure=False), InputError)
+    return not isinstance(state.result(raise_on_failure=False), InputError | ConvergenceError)
 
 
 def _run(name: str, settings: Any, retries: int, retry_delay: float, alert: AlertSpec) -> dict[str, Any]:

@@ -146,11 +146,14 @@ def update(settings: UpdateSettings, tell: Tell) -> Outcome:
 def federate(settings: FederateSettings, tell: Tell) -> Outcome:
     """Agree with all sites on one subspace."""
     from pipeline.jobs.federation import load_federation, run_federation
+    from pipeline.jobs.run import head_of
 
     spec = load_federation(settings.configuration)
+    before = head_of(spec.output.model, overwrite=True)
     found = run_federation(spec)
+    new = head_of(spec.output.model, overwrite=True) != before
     facts = {"rounds": int(found.n_rounds_), "samples": float(found.subspace_.n_samples)}
-    return Outcome(f"{spec.output.model}: {found.subspace_}", facts, True)
+    return Outcome(f"{'' if new else 'nothing new: '}{spec.output.model}: {found.subspace_}", facts, new)
 
 
 def score(settings: ScoreSettings, tell: Tell) -> Outcome:

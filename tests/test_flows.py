@@ -21,9 +21,11 @@ from flows.spec import AlertSpec, load_flow, load_flows
 from flows.steps import STEPS, Alert, Outcome
 from pipeline import PCA, load
 from pipeline.errors import ConflictError, InputError
+from pipeline.jobs.federation import load_site, serve_site
 from pipeline.jobs.release import release
 from pipeline.jobs.watch import outside, watch_drift
 from pipeline.store import history, tag
+from tests.test_sites import configured
 
 RNG = np.random.default_rng(0)
 SPREAD = np.r_[9.0, 5.0, np.ones(6)]
@@ -168,6 +170,27 @@ def test_only_what_passes_its_checks_gets_the_tag(here: Path) -> None:
     with pytest.raises(ConflictError, match="newer"):  # a run thought dead, which has checked the first version
         tag("m", "good", 1, forward=True)
     assert tag("m", "good", 1).number == 1
+
+
+def test_the_same_federation_again_is_one_version(here: Path) -> None:
+    conf, sites = configured(here)
+    settings = yaml.safe_load(conf.read_text())
+    settings["output"]["overwrite"] = True
+    conf.write_text(yaml.safe_dump(settings))
+    news = []
+    for _ in range(2):
+        serving = []
+        for path in sites.values():
+            site = yaml.safe_load(path.read_text())
+            site["output"]["overwrite"] = True
+            path.write_text(yaml.safe_dump(site))
+            serving.append(threading.Thread(target=serve_site, args=(load_site(str(path)), lambda told: None)))
+            serving[-1].start()
+        news.append(run("federate", configuration=str(conf))[0].new)
+        for thread in serving:
+            thread.join(60)
+    assert news == [True, False]
+    assert len(history(settings["output"]["model"]).versions) == 1
 
 
 @pytest.fixture

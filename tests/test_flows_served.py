@@ -12,6 +12,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +27,21 @@ from pipeline.intake import ingest
 from pipeline.store import history
 from pipeline.store.growing import batches_of
 
-pytest.importorskip("prefect", reason="Prefect is not installed (extra flows)")
+pytestmark = pytest.mark.skipif(find_spec("prefect") is None, reason="Prefect is not installed (extra flows)")
 
 PATIENCE = 240.0  # seconds, on a machine that has other work
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((400, 8)) * np.r_[9.0, 5.0, np.ones(6)] + 3
-LONG = RNG.standard_normal((30_000, 400))  # without a gap: many passes
+LONG = RNG.standard_normal((30_000, 400)) * np.arange(1, 401) ** -0.1  # hardly a gap: 27 passes
 
 FLOWS = {
-    "ingest": {"schedule": {"cron": "* * * * * */5"}, "parameters": {"source": "incoming", "store": "data.zarr"}},
-    "update": {"schedule": {"interval": 6}, "parameters": {"model": "model.zarr", "source": "data.zarr"}},
+    "ingest": {"schedule": {"cron": "* * * * * */10"}, "parameters": {"source": "incoming", "store": "data.zarr"}},
+    "update": {"schedule": {"interval": 10}, "parameters": {"model": "model.zarr", "source": "data.zarr"}},
     "drift": {"parameters": {"model": "model.zarr", "max_angle": 1e-9}, "alert": {"file": "alerts.jsonl"}},
     "fit": {
         "parameters": {
             "source": {"path": "long.npy.zarr"},
-            "model": {"n_components": 5, "solver": "randomized", "tol": 1e-4},
+            "model": {"n_components": 5, "solver": "randomized", "tol": 1e-5},
             "output": {"model": "long-model.zarr"},
         }
     },
@@ -79,7 +81,7 @@ class Served:
                     return found
             except OSError:
                 pass
-            time.sleep(0.1)
+            time.sleep(0.05)
         raise AssertionError(f"it did not come to pass\n{self.told()}")
 
     def told(self) -> str:
@@ -122,9 +124,8 @@ def test_a_night(served: Served, tmp_path: Path) -> None:
     folder = served.folder
     long = served.start("fit")
     served.arrive("1", ROWS[100:250])
+    victim = served.until(lambda: _process_of(served, long))
     served.until((folder / "long-model.zarr.checkpoint" / "zarr.json").exists)
-    victim = _process_of(served, long)
-    assert served.run(long)["state_name"] == "Running"
     victim.kill()
     served.until(lambda: len(history(folder / "model.zarr").versions) == 2)
     served.arrive("1-again", ROWS[100:250])
@@ -138,7 +139,7 @@ def test_a_night(served: Served, tmp_path: Path) -> None:
     np.testing.assert_allclose(S.mean, ROWS.mean(axis=0), rtol=1e-9)
 
     assert done["run_count"] == 2
-    found, whole = load(folder / "long-model.zarr"), PCA(5, solver="randomized", tol=1e-4).fit(LONG).subspace_
+    found, whole = load(folder / "long-model.zarr"), PCA(5, solver="randomized", tol=1e-5).fit(LONG).subspace_
     assert found.distance(whole).max() < 1e-6
     assert len(history(folder / "long-model.zarr").versions) == 1
     assert not (folder / "long-model.zarr.checkpoint").exists()
@@ -151,12 +152,13 @@ def test_a_night(served: Served, tmp_path: Path) -> None:
     _look(served, tmp_path)
 
 
-def _process_of(served: Served, run: str) -> psutil.Process:
-    """The process of a run: the server's and the runner's other children do not have its id."""
-    for child in psutil.Process(served.process.pid).children(recursive=True):
-        if child.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run.replace("-", ""):
-            return child
-    raise AssertionError(f"no process of {run}")
+def _process_of(served: Served, run: str) -> psutil.Process | None:
+    """The process of a run, once there is one."""
+    for child in psutil.Process(served.process.pid).children():
+        with suppress(psutil.Error):
+            if child.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run.replace("-", ""):
+                return child
+    return None
 
 
 def _look(served: Served, folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.errors import FederationError, InputError
@@ -16,15 +17,17 @@ from pipeline.federation.privacy import DP
 from pipeline.federation.record import Record
 from pipeline.federation.site import Site
 from pipeline.jobs.exchange import END, Exchange, SiteState, serve
-from pipeline.jobs.run import check_outputs, open_source
+from pipeline.jobs.run import check_outputs, head_of, open_source
 from pipeline.jobs.seal import load_key, public_text
 from pipeline.jobs.spec import SourceSpec, _Name, _Spec, load_spec
-from pipeline.store import save
+from pipeline.store import load, save
+from pipeline.subspace import Subspace
 
 __all__ = ["FederationSpec", "SiteSpec", "load_federation", "load_site", "run_federation", "serve_site"]
 
 _METHODS = (*METHODS,)
 _PATH = "the path or URL of a store"
+_SAME = 1e-9  # relative
 
 
 class ExchangeSpec(_Spec):
@@ -156,16 +159,19 @@ def load_site(path: str) -> SiteSpec:
 
 
 def run_federation(spec: FederationSpec) -> FederatedPCA:
-    """Agree with the sites of a configuration, write the model, and tell the sites.
+    """Agree with the sites of a configuration, write the model where it is another one than before, and tell the sites.
 
     Raises
     ------
     InputError, StoreError
         When the configuration, a key or an output cannot be used: before any site is asked.
+    ConflictError
+        When somebody else has published meanwhile.
     FederationError
         When fewer sites than the quorum are left; sites are told that it is over.
     """
     check_outputs([spec.output.model], overwrite=spec.output.overwrite)
+    head = head_of(spec.output.model, spec.output.overwrite)
     exchange = None
     if spec.exchange is not None and spec.key is not None:
         keys = {name: s.key for name, s in spec.sites.items() if s.key is not None}
@@ -185,7 +191,8 @@ def run_federation(spec: FederationSpec) -> FederatedPCA:
         if exchange is not None:
             exchange.end(over, Record(END, 0, {}, {"reason": str(error) or type(error).__name__}))
         raise
-    save(model.subspace_, spec.output.model, overwrite=spec.output.overwrite)
+    if head is None or not _agree(load(spec.output.model, head), model.subspace_):
+        save(model.subspace_, spec.output.model, overwrite=spec.output.overwrite, parent=head)
     if exchange is not None:
         record = subspace_record(model.subspace_, model.n_rounds_)
         exchange.end(over, replace(record, kind=END))
@@ -228,6 +235,14 @@ def serve_site(spec: SiteSpec, told: Callable[[str], None]) -> str | None:
     found = replace(subspace_from(last), features=X.features, provenance={"method": "FederatedPCA", "site": spec.name})
     save(found, spec.output.model, overwrite=spec.output.overwrite)
     return spec.output.model
+
+
+def _agree(a: Subspace, b: Subspace) -> bool:
+    """Whether two models are the same but for rounding: the same sites with the same rows."""
+    if (a.k, a.n_features, a.n_samples) != (b.k, b.n_features, b.n_samples):
+        return False
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("singular_values", "components", "mean")]
+    return all(np.allclose(x, y, rtol=0, atol=_SAME * np.nanmax(np.abs(x)), equal_nan=True) for x, y in pairs)
 
 
 def _site(name: str, member: MemberSpec, exchange: Exchange | None) -> Site:
