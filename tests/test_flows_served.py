@@ -66,11 +66,11 @@ class Served:
             return json.load(answer)
 
     def start(self, flow: str) -> str:
-        (found,) = self.ask("deployments/filter", deployments={"name": {"any_": [flow]}})
-        return self.ask(f"deployments/{found['id']}/create_flow_run")["id"]
+        (found,) = self.until(lambda: self.ask("deployments/filter", deployments={"name": {"any_": [flow]}}))
+        return str(self.until(lambda: self.ask(f"deployments/{found['id']}/create_flow_run"))["id"])
 
     def run(self, id: str) -> dict[str, Any]:
-        return self.ask("flow_runs/filter", flow_runs={"id": {"any_": [id]}})[0]
+        return dict(self.until(lambda: self.ask("flow_runs/filter", flow_runs={"id": {"any_": [id]}}))[0])
 
     def until(self, what: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + PATIENCE
@@ -79,7 +79,7 @@ class Served:
             try:
                 if found := what():
                     return found
-            except OSError:
+            except OSError:  # not up yet, or busy: its SQLite takes one writer at a time
                 pass
             time.sleep(0.05)
         raise AssertionError(f"it did not come to pass\n{self.told()}")
@@ -148,7 +148,7 @@ def test_a_night(served: Served, tmp_path: Path) -> None:
     served.until(lambda: served.run(drift)["state_type"] == "COMPLETED")
     (alert,) = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
     assert (alert["flow"], alert["facts"]["version"], alert["facts"]["against"]) == ("drift", 3, 2)
-    assert [a["key"] for a in served.ask("artifacts/filter")] == ["drift-alert"]
+    assert [a["key"] for a in served.until(lambda: served.ask("artifacts/filter"))] == ["drift-alert"]
     _look(served, tmp_path)
 
 
