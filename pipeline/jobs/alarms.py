@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 
 from pipeline.errors import InputError
-from pipeline.estimators import AnomalyDetector
+from pipeline.estimators.anomaly_detector import AnomalyDetector
 from pipeline.jobs.run import count_above
 from pipeline.matrix import open_matrix
 from pipeline.store import load

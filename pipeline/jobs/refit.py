@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.estimators import RobustPCA
+from pipeline.estimators.robust_pca import RobustPCA
 from pipeline.folds import Content
 from pipeline.jobs.cluster import cluster_client
 from pipeline.jobs.run import JobResult, head_of, make_estimator, open_source, place_of, run_job
