@@ -113,6 +113,27 @@ def test_names_labels_and_attributes_stay(tmp_path: Path) -> None:
     np.testing.assert_allclose(entries(tmp_path / "table")[-1], ROWS[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        xr.date_range("2000-02-28", periods=70, freq="7h", calendar="noleap", use_cftime=True),
+        TIME.astype("datetime64[us]"),
+        TIME.astype(str),
+        np.arange(70),
+    ],
+    ids=["noleap", "microseconds", "texts", "ints"],
+)
+def test_labels_of_every_kind(times: Any, tmp_path: Path) -> None:
+    for i, (a, b) in enumerate(CUTS):
+        part = xr.Dataset({"x": (("time", "feature"), ROWS[a:b].astype(">f4"))}, {"time": times[a:b]})
+        part.to_zarr(tmp_path / f"{i}.zarr", zarr_format=3, consolidated=False)
+    for _ in range(2):
+        ingest(tmp_path / "store", tmp_path / "*.zarr", chunk_rows=8)
+    with xr.open_zarr(tmp_path / "store") as ds:
+        assert ds["time"].values.tolist() == np.asarray(times).astype(ds["time"].dtype).tolist()
+        np.testing.assert_array_equal(ds["x"], ROWS)
+
+
 def test_an_anndata_store_is_read_by_anndata(tmp_path: Path) -> None:
     anndata = pytest.importorskip("anndata", reason="anndata is not installed (extra ingest)")
     for i, (a, b) in enumerate(CUTS):

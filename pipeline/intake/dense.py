@@ -53,8 +53,9 @@ class Dense:
     def of_slab(cls, slab: xr.Dataset, dtype: Any, missing: str, chunk_rows: int | None) -> Dense:
         """That of a store which begins with a slab."""
         dim = str(next(iter(slab.data_vars.values())).dims[0])
-        plain = {n: (a.dims, a.values.astype(dtype or a.dtype), _attributes(a)) for n, a in slab.data_vars.items()}
-        coords = {n: (c.dims, _texts(c.values), _attributes(c)) for n, c in slab.coords.items()}
+        plain = {n: (a.dims, _plain(a.values), _attributes(a)) for n, a in slab.data_vars.items()}
+        plain = {n: (dims, values.astype(dtype or values.dtype), attrs) for n, (dims, values, attrs) in plain.items()}
+        coords = {n: (c.dims, _plain(c.values), _attributes(c)) for n, c in slab.coords.items()}
         new = xr.Dataset(plain, coords, _attributes(slab))
         land = _land(new.isel({dim: slice(0, 1)})) if missing == "error" else {}
         return cls(new.isel({dim: slice(0, 0)}), land, chunk_rows, dtype is not None)
@@ -87,7 +88,7 @@ class Dense:
                 raise InputError(f"{name}: {n} has the dims {have} beside {dim}, in the store it has {want}")
             if "units" in like.attrs and found.attrs.get("units", like.attrs["units"]) != like.attrs["units"]:
                 raise InputError(f"{name}: {n} is in {found.attrs['units']}, in the store in {like.attrs['units']}")
-            values = _texts(found.transpose(*like.dims).values)
+            values = _plain(found.transpose(*like.dims).values)
             arrays[n] = like.dims, _cast(values, like.dtype, f"{name}: {n}", self.rounded), dict(like.attrs)
         data = {n: v for n, v in arrays.items() if n in known.data_vars}
         return xr.Dataset(data, {n: v for n, v in arrays.items() if n not in known.data_vars})
@@ -177,6 +178,8 @@ class Dense:
         if variable.dtype.kind in "mM":
             units = "nanoseconds since 1970-01-01" if variable.dtype.kind == "M" else "nanoseconds"
             return {"chunks": chunks, "units": units, "dtype": "int64"}
+        if variable.dtype == object and hasattr(variable.values.flat[0], "calendar"):  # times of a model's own calendar
+            return {"chunks": chunks, "units": "microseconds since 1970-01-01", "dtype": "int64"}
         return {"chunks": chunks}
 
 
@@ -189,9 +192,13 @@ def _attributes(found: Any) -> dict[str, Any]:
     return {k: v for k, v in found.attrs.items() if k not in ("batches", "grid_mapping", "bounds", "coordinates")}
 
 
-def _texts(values: np.ndarray) -> np.ndarray:
-    """Texts of any length; all else as it is."""
-    return values.astype(object) if values.dtype.kind in "US" else values
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Texts of any length, times in nanoseconds, numbers in the byte order of this machine."""
+    if values.dtype.kind in "UST":
+        return values.astype(object)
+    if values.dtype.kind in "mM":
+        return values.astype(f"{values.dtype.kind}8[ns]")
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def _same(have: set[Any], want: set[Any], what: str, name: str) -> None:
