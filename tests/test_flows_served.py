@@ -35,8 +35,8 @@ ROWS = RNG.standard_normal((400, 8)) * np.r_[9.0, 5.0, np.ones(6)] + 3
 LONG = RNG.standard_normal((30_000, 400)) * np.arange(1, 401) ** -0.1  # hardly a gap: 27 passes
 
 FLOWS = {
-    "ingest": {"schedule": {"cron": "* * * * * */10"}, "parameters": {"source": "incoming", "store": "data.zarr"}},
-    "update": {"schedule": {"interval": 10}, "parameters": {"model": "model.zarr", "source": "data.zarr"}},
+    "ingest": {"schedule": {"cron": "* * * * * */5"}, "parameters": {"source": "incoming", "store": "data.zarr"}},
+    "update": {"schedule": {"interval": 3600}, "parameters": {"model": "model.zarr", "source": "data.zarr"}},
     "drift": {"parameters": {"model": "model.zarr", "max_angle": 1e-9}, "alert": {"file": "alerts.jsonl"}},
     "fit": {
         "parameters": {
@@ -71,6 +71,10 @@ class Served:
 
     def run(self, id: str) -> dict[str, Any]:
         return dict(self.until(lambda: self.ask("flow_runs/filter", flow_runs={"id": {"any_": [id]}}))[0])
+
+    def finish(self, flow: str) -> None:
+        id = self.start(flow)
+        self.until(lambda: self.run(id)["state_type"] == "COMPLETED")
 
     def until(self, what: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + PATIENCE
@@ -114,7 +118,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield found
     finally:
         found.process.send_signal(signal.SIGINT)
-        found.process.wait(60)
+        found.process.wait(120)
 
 
 @pytest.mark.slow
@@ -127,13 +131,17 @@ def test_a_night(served: Served, tmp_path: Path) -> None:
     victim = served.until(lambda: _process_of(served, long))
     served.until((folder / "long-model.zarr.checkpoint" / "zarr.json").exists)
     victim.kill()
-    served.until(lambda: len(history(folder / "model.zarr").versions) == 2)
+    served.until(lambda: len(batches_of(folder / "data.zarr")) == 2)
+    served.finish("update")
     served.arrive("1-again", ROWS[100:250])
     served.arrive("2", ROWS[250:])
-    served.until(lambda: len(history(folder / "model.zarr").versions) == 3)
+    served.until(lambda: len(batches_of(folder / "data.zarr")) == 3)
+    served.finish("update")
+    served.finish("update")
     done = served.until(lambda: (r := served.run(long))["state_type"] == "COMPLETED" and r)
 
     assert [(b.start, b.stop) for b in batches_of(folder / "data.zarr")] == [(0, 100), (100, 250), (250, 400)]
+    assert [v.kind for v in history(folder / "model.zarr").versions] == ["fit", "update", "update"]
     S = load(folder / "model.zarr")
     assert S.n_samples == 400
     np.testing.assert_allclose(S.mean, ROWS.mean(axis=0), rtol=1e-9)
@@ -144,8 +152,7 @@ def test_a_night(served: Served, tmp_path: Path) -> None:
     assert len(history(folder / "long-model.zarr").versions) == 1
     assert not (folder / "long-model.zarr.checkpoint").exists()
 
-    drift = served.start("drift")
-    served.until(lambda: served.run(drift)["state_type"] == "COMPLETED")
+    served.finish("drift")
     (alert,) = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
     assert (alert["flow"], alert["facts"]["version"], alert["facts"]["against"]) == ("drift", 3, 2)
     assert [a["key"] for a in served.until(lambda: served.ask("artifacts/filter"))] == ["drift-alert"]
