@@ -32,6 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Commands that have a module of their own: name to where it is.
 _ELSEWHERE = dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history")
+_ELSEWHERE |= dict.fromkeys(("report", "serve"), "pipeline.commands.page")
 
 
 class _OneSentence(click.Group):
@@ -328,54 +329,6 @@ def inspect(model: str, scheduler: str | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, default=str))
     else:
         _print_model(facts)
-
-
-@main.command()
-@click.argument("model")
-@click.option("--out", required=True, metavar="FILE.html", help="HTML file to write.")
-@click.option("--scores", metavar="STORE", help="Scores as `transform` or `fit --scores` wrote them.")
-@click.option("--source", metavar="SOURCE", help="Samples whose scores are to be shown: they are computed now.")
-@_scheduler
-@_overwrite
-@click.pass_context
-def report(
-    ctx: click.Context,
-    model: str,
-    out: str,
-    scores: str | None,
-    source: str | None,
-    scheduler: str | None,
-    overwrite: bool,
-) -> None:
-    """Write an HTML page about MODEL.
-
-    Scree, maps of the modes, scores where given, certificate: one file that needs nothing else.
-    """
-    from pipeline.jobs.cluster import cluster_client
-    from pipeline.jobs.run import check_outputs, scores_of
-    from pipeline.jobs.spec import SourceSpec
-    from pipeline.report import write_report
-    from pipeline.store import load
-
-    if scores and source:
-        raise InputError("--scores and --source both give scores: choose one")
-    check_outputs([out], model, overwrite=overwrite)
-    subspace, shown = load(model), None if scores is None else _stored_scores(scores)
-    with cluster_client(scheduler), showing_progress(_quiet(ctx)):
-        if source is not None:
-            shown = scores_of(subspace, SourceSpec(path=source))
-        write_report(subspace, out, scores=shown)
-    click.echo(out)
-
-
-def _stored_scores(store: str) -> Any:
-    import xarray as xr
-
-    try:
-        with xr.open_zarr(store) as ds:
-            return ds["scores"].load()
-    except Exception as error:  # whatever the storage below raises, the way out is the same
-        raise StoreError(f"{store} holds no scores that can be read ({error}): write them with transform") from error
 
 
 def _facts(subspace: Subspace) -> dict[str, Any]:

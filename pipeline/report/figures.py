@@ -24,14 +24,29 @@ from pipeline.report.layout import Axis, Sheet, sheet
 if TYPE_CHECKING:
     import xarray as xr
 
+    from pipeline.drift import Drift
+    from pipeline.report.course import Course
     from pipeline.subspace import Subspace
 
-__all__ = ["Picture", "cumulative", "effect", "mode", "outliers", "score", "scree", "walks"]
+__all__ = [
+    "Picture",
+    "angles",
+    "cumulative",
+    "drifts",
+    "effect",
+    "mode",
+    "outliers",
+    "score",
+    "scree",
+    "shares",
+    "walks",
+]
 
-INK, BLUE, RED, SAND, GREY = "#333a41", "#3b6ea5", "#b5493a", "#d9a441", "#bcc1c6"
+INK, BLUE, PALE, RED, SAND, GREY = "#333a41", "#3b6ea5", "#a9c1da", "#b5493a", "#d9a441", "#bcc1c6"
 WIDTH = 5.2  # inches; what one column of the page shows
 MOST_POINTS = 4000  # of a line; more are drawn as a band between smallest and largest
 MOST_BARS = 40
+MOST_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -42,21 +57,51 @@ class Picture:
     alt: str
     note: str = ""
 
+    @property
+    def png(self) -> bytes:
+        """The image itself."""
+        return base64.b64decode(self.uri.partition(",")[2])
+
 
 def scree(subspace: Subspace) -> Picture:
-    """Draw the share of the variance of each mode."""
+    """Draw the share of the variance of each mode, with what the certificate says of it.
+
+    Whiskers end where an eigenvalue of the data must lie between (residual times the share, for a symmetric matrix);
+    modes that are not separated from what follows are pale.
+    """
     share = 100 * subspace.explained_variance_ratio
     figure, (ax,) = _figure(2.5)
     number = np.arange(1, share.size + 1)
-    ax.bar(number, share, width=0.72, color=BLUE)
-    if share.size <= 12:
+    separated = subspace.angle_bounds < np.pi / 2
+    ax.bar(number, share, width=0.72, color=[BLUE if s else PALE for s in separated])
+    error = 100 * _eigenvalue_bounds(subspace)
+    seen = (error > 0.004 * share.max(initial=0.0)) & np.isfinite(error)
+    if seen.any():
+        low = np.minimum(error, share)[seen]
+        ax.errorbar(
+            number[seen], share[seen], (low, error[seen]), fmt="none", ecolor=INK, elinewidth=1.1, capsize=3, zorder=3
+        )
+        ax.set_ylim(top=1.15 * share.max() + min(float(error[seen].max()), 0.5 * share.max()))
+    elif share.size <= 12:
         for x, y in zip(number, share, strict=True):
             ax.annotate(f"{y:.3g}", (x, y), (0, 2), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
-    ax.margins(y=0.12)
+        ax.margins(y=0.12)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     _name(ax, "mode", "% of the variance")
+    notes = [
+        "Whiskers: an exact variance lies within." if seen.any() else "Certified bounds are too narrow to be seen."
+    ]
+    notes += [] if separated.all() else ["Pale: not separated from what follows."]
     shown = ", ".join(f"{y:.3g}" for y in share[:6])
-    return _picture(figure, f"Bars: per cent of the variance of each mode: {shown}{', …' if share.size > 6 else ''}.")
+    words = f"Bars: per cent of the variance of each mode: {shown}{', …' if share.size > 6 else ''}."
+    return _picture(figure, words, " ".join(notes))
+
+
+def _eigenvalue_bounds(subspace: Subspace) -> np.ndarray:
+    """(k,) how far an exact eigenvalue may lie from each variance, as shares of the total one; zeros without any."""
+    whole = subspace.dof * subspace.total_variance
+    squares = np.square(subspace.singular_values, dtype=np.float64)
+    return subspace.residual * squares / whole if whole > 0 else np.zeros(subspace.k)
 
 
 def cumulative(subspace: Subspace) -> Picture:
@@ -169,6 +214,78 @@ def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
     _name(ax, "score distance", "orthogonal distance")
     note = "" if len(kept) == len(finite) else f"{len(kept)} of {len(finite)} rows are drawn."
     return _picture(figure, f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs.", note)
+
+
+def drifts(course: Course) -> Picture:
+    """Draw the principal angles between each version and the one that it came from."""
+    figure, (ax,) = _figure(2.5)
+    moved = {
+        i: np.degrees(s.measured.drift.angles) for i, s in enumerate(course.steps) if s.measured and s.measured.drift
+    }
+    for i, angles in moved.items():
+        ax.plot(np.full(angles.size, i), angles, "o", color=BLUE, markersize=3.5, alpha=0.45, markeredgewidth=0)
+    largest = np.array([moved[i].max(initial=0.0) if i in moved else np.nan for i in range(len(course.steps))])
+    ax.plot(np.arange(largest.size), largest, color=RED, linewidth=1.4, marker="o", markersize=4.5, label="largest")
+    ax.legend(frameon=False, fontsize=8.5, loc="upper left", borderpad=0)
+    ax.set_ylim(0, max(1.25 * np.nanmax(largest, initial=0.0), 0.01))
+    _over_versions(ax, course)
+    _name(ax, "version", "degrees to its parent")
+    steps = zip(course.steps, largest, strict=True)
+    told = ", ".join(f"version {s.version.number} {angle:.2g}°" for s, angle in steps if np.isfinite(angle))
+    note = "Dots: all principal angles between a version and the one it was made from. 0: the same subspace."
+    return _picture(
+        figure, f"Line: largest principal angle of each version to its parent: {told or 'none is known'}.", note
+    )
+
+
+def shares(course: Course) -> Picture:
+    """Draw the share of the variance that each of the first modes had in every version."""
+    figure, (ax,) = _figure(2.5)
+    widest = max((s.measured.shares.size for s in course.steps if s.measured), default=0)
+    table = np.full((len(course.steps), min(widest, MOST_LINES)), np.nan)
+    for i, step in enumerate(course.steps):
+        if step.measured is not None:
+            known = step.measured.shares[: table.shape[1]]
+            table[i, : known.size] = 100 * known
+    for j, line in enumerate(table.T):
+        ax.plot(np.arange(line.size), line, linewidth=1.4, marker="o", markersize=3.5, color=BLUE, alpha=1 - 0.14 * j)
+        last = np.flatnonzero(np.isfinite(line))[-1:]
+        for i in last:
+            ax.annotate(str(j + 1), (i, line[i]), (6, 0), textcoords="offset points", va="center", fontsize=8.5)
+    ax.set_ylim(0, max(1.1 * np.nanmax(table, initial=0.0), 1e-6))
+    _over_versions(ax, course)
+    _name(ax, "version", "% of the variance")
+    ends = ", ".join(
+        f"mode {j + 1} from {v[0]:.3g} to {v[-1]:.3g}" for j, v in enumerate(map(_finite, table.T)) if v.size
+    )
+    return _picture(figure, f"Lines: per cent of the variance of the first modes over the versions: {ends}.")
+
+
+def angles(found: Drift) -> Picture:
+    """Draw the principal angles between two subspaces."""
+    figure, (ax,) = _figure(2.5)
+    shown = np.degrees(found.angles)
+    ax.bar(np.arange(1, shown.size + 1), shown, width=0.72, color=BLUE)
+    ax.set_ylim(0, max(1.15 * shown.max(initial=0.0), 0.01))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    _name(ax, "principal angle, largest first", "degrees")
+    return _picture(figure, f"Bars: principal angles in degrees: {', '.join(f'{a:.3g}' for a in shown[:8])}.")
+
+
+def _over_versions(ax: Axes, course: Course) -> None:
+    """Versions across, evenly: each by its number, with the day on which it was made where that is a new one."""
+    versions = [step.version for step in course.steps]
+    ticks, day = [], ""
+    for i in np.unique(np.linspace(0, len(versions) - 1, min(len(versions), 8)).round().astype(int)):
+        made = versions[i].created[:10]
+        ticks.append((i, f"{versions[i].number}\n{made if made != day else ''}"))
+        day = made
+    ax.set_xticks([i for i, _ in ticks], [_plain(words, 20) for _, words in ticks])
+    ax.set_xlim(-0.4, len(versions) - 0.6)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
 
 
 def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tuple[str, int, int]]) -> Picture:
