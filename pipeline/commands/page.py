@@ -83,7 +83,7 @@ def serve(
     try:
         import uvicorn
 
-        from pipeline.report.app import Exhibit, application, is_local, listen
+        from pipeline.report.app import LOCAL, Exhibit, application, is_local, listen
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'subspace-pipeline[serve]'") from error
     from pipeline.jobs.cluster import cluster_client
@@ -95,7 +95,7 @@ def serve(
         local = is_local(host)
         if not local:
             say(f"whoever can reach {host} can read all of {model} there: there is no password and no encryption")
-        app = application(exhibit, ["localhost", "127.0.0.1", "[::1]", host] if local else ["*"])
+        app = application(exhibit, [*LOCAL, host] if local else ["*"])
         click.echo(f"http://{f'[{host}]' if ':' in host.strip('[]') else host}:{door.getsockname()[1]}/")
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
         config.timeout_graceful_shutdown = 3

@@ -25,15 +25,16 @@ from starlette.routing import Route
 from pipeline.drift import drift
 from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.report.course import Course, Measured, course
-from pipeline.report.page import About, Site, comparison, drawings, policy, render, sentence
+from pipeline.report.page import Site, comparison, drawings, policy, render, sentence
 from pipeline.report.samples import measured_samples, stored_scores
 from pipeline.store import Version, history, load
 from pipeline.subspace import Subspace
 
-__all__ = ["Exhibit", "application", "is_local", "listen"]
+__all__ = ["LOCAL", "Exhibit", "application", "is_local", "listen"]
 
 T = TypeVar("T")
 
+LOCAL = ["localhost", "127.0.0.1", "[::1]"]
 MOST_KEPT = 16  # pages that are kept as they were drawn
 HEADERS = {
     "Content-Security-Policy": f"{policy()}; frame-ancestors 'none'",
@@ -83,31 +84,31 @@ class Exhibit:
     def prepare(self) -> None:
         """Compute what takes long of the head, so that its page comes at once, and a wrong source is told of now."""
         if self.source is not None:
-            told = self.course()
-            self.about(told, told.history.find(told.history.head))
+            told = history(self.model)
+            self.shown(told.find(told.head))
 
-    def about(self, told: Course, version: Version) -> About:
-        """What the page of a version is about; its chunks are read and checked each time."""
-        subspace = load(self.model, version.id)
-        if self.source is not None:
-            with self._drawing:
-                scores, distances = _kept(self._samples, version.id, lambda: self._of_source(subspace))
-            return About(subspace, scores, distances, told)
-        return About(subspace, self._stored if version.id == self._scored else None, None, told)
+    def shown(self, version: Version) -> tuple[Subspace, Any, Any]:
+        """A version with its scores and distances, where there are any; its chunks are read and checked each time."""
+        subspace, source = load(self.model, version.id), self.source
+        if source is None:
+            return subspace, self._stored if version.id == self._scored else None, None
+        with self._drawing:
+            return subspace, *_kept(self._samples, version.id, lambda: measured_samples(subspace, source))
 
     def page(self, told: Course, version: Version, up: str) -> str:
         """The page of a version, drawn once for each course of the model."""
-        about = self.about(told, version)
+        subspace, scores, distances = self.shown(version)
+        site = Site(up, self.model, version)
         steps = tuple((step.version.id, step.tags, step.trouble) for step in told.steps)
         with self._drawing:
             key = version.id, up, told.history.head, told.earlier, steps
-            return _kept(self._pages, key, lambda: render(about, site=Site(up, self.model, version)))
+            return _kept(self._pages, key, lambda: render(subspace, scores, distances=distances, told=told, site=site))
 
     def picture(self, told: Course, version: Version, name: str) -> bytes | None:
         """One picture of a version as PNG; None where there is none of this name."""
-        about = self.about(told, version)
+        shown = self.shown(version)
         with self._drawing:
-            draw = drawings(about).get(name)
+            draw = drawings(*shown, told).get(name)
             return None if draw is None else draw().png
 
     def compare(self, told: Course, a: Version, b: Version) -> str:
@@ -116,10 +117,6 @@ class Exhibit:
         names = f"version {a.number}", f"version {b.number}"
         with self._drawing:
             return comparison(before, after, drift(before, after), names, Site("./", self.model), told)
-
-    def _of_source(self, subspace: Subspace) -> Any:
-        assert self.source is not None
-        return measured_samples(subspace, self.source)
 
 
 def _kept(pages: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
@@ -247,6 +244,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family)
     except OSError as error:
+        why = str(error.strerror).split(" (while")[0]  # asked for where, which is said already
         raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port, or 0 for any that is free"
+            f"cannot listen on {host}:{port} ({why}): choose another --port, or 0 for any that is free"
         ) from error

@@ -98,6 +98,6 @@ def _measured(loaded: Callable[[str], Subspace], version: Version, parent: Versi
     if parent is not None:
         try:
             moved = drift(loaded(parent.id), subspace)
-        except PipelineError:  # of other features, or damaged: that is told at its own place
+        except (PipelineError, ValueError):  # of other features, or damaged: that is told at its own place
             moved = None
     return Measured(subspace.n_samples, subspace.explained_variance_ratio, source_name(subspace), moved)

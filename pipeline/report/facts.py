@@ -152,7 +152,7 @@ def versions(course: Course) -> list[dict[str, Any]]:
                 "samples": count(measured.samples) if measured else "",
                 "share": percent(float(measured.shares.sum())) if measured else "",
                 "angle": degrees(moved.angles.max(initial=0.0)) if moved else "–",
-                "mean": f"{moved.mean_shift:.2g}" if moved else "–",
+                "mean": f"{moved.mean_shift:.2g} s.d." if moved else "–",
                 "source": measured.source if measured else "",
                 "trouble": step.trouble,
             }
@@ -175,7 +175,7 @@ def _time(version: Version) -> str:
 
 def drifted(found: Drift) -> list[tuple[str, ...]]:
     """One row a mode of the first of two subspaces: what it has become."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for mode in found.to_dict()["modes"]:
         became = (str(mode["partner"]), degrees(np.radians(mode["degrees"])), f"{mode['variance_ratio']:.4g}")
         rows.append((str(mode["mode"]), *(became if mode["partner"] else ("gone", "–", "–"))))

@@ -26,36 +26,15 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pipeline.drift import Drift
-    from pipeline.report.figures import Picture
+    from pipeline.report.canvas import Picture
     from pipeline.store import Version
     from pipeline.store.read import Place
     from pipeline.subspace import Subspace
 
-__all__ = ["About", "Site", "comparison", "drawings", "policy", "render", "sentence", "write_report"]
+__all__ = ["Site", "comparison", "drawings", "policy", "render", "sentence", "write_report"]
 
 MOST_MODES = 6  # that are drawn
 MOST_ROWS = 40  # of a table
-
-
-@dataclass(frozen=True, eq=False)
-class About:
-    """What a page is about: a subspace, and what is known beside it.
-
-    Parameters
-    ----------
-    subspace : Subspace
-    scores : DataArray with dim `mode` or (n, k) array, optional
-        What `transform` gave.
-    distances : (n, 2) array, optional
-        Score distance and orthogonal distance of the samples, as `RobustPCA.distances` gives them.
-    course : Course, optional
-        The versions of the model that the subspace is one of.
-    """
-
-    subspace: Subspace
-    scores: xr.DataArray | np.ndarray | None = None
-    distances: np.ndarray | None = None
-    course: Course | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +81,8 @@ def write_report(
     StoreError
         When the file cannot be written, or the history of the model cannot be read.
     """
-    page = render(About(subspace, scores, distances, None if model is None else course(model)), title)
+    told = None if model is None else course(model)
+    page = render(subspace, scores, title, distances=distances, told=told)
     path = Path(fspath(out))
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -118,10 +98,17 @@ def write_report(
     return path
 
 
-def render(about: About, title: str | None = None, site: Site | None = None) -> str:
+def render(
+    subspace: Subspace,
+    scores: xr.DataArray | np.ndarray | None = None,
+    title: str | None = None,
+    *,
+    distances: np.ndarray | None = None,
+    told: Course | None = None,
+    site: Site | None = None,
+) -> str:
     """The page as text; raises InputError when the scores are not those of the subspace."""
-    subspace, told, subject = about.subspace, about.course, facts.subject(about.subspace)
-    said = dict(subspace.provenance)
+    said, subject = dict(subspace.provenance), facts.subject(subspace)
     passes, plan = _passes(subspace), said.pop("plan", None)
     for name in ("walks", "cuts"):  # a table of its own; of a filter: arrays, as text
         said.pop(name, None)
@@ -132,7 +119,7 @@ def render(about: About, title: str | None = None, site: Site | None = None) -> 
         "report.html",
         title=title or subject or "Principal subspace",
         site=site,
-        pictures={name: draw() for name, draw in drawings(about).items()},
+        pictures={name: draw() for name, draw in drawings(subspace, scores, distances, told).items()},
         summary=summary + facts.summary(subspace),
         promise=facts.promise(subspace),
         modes=[
@@ -150,26 +137,31 @@ def render(about: About, title: str | None = None, site: Site | None = None) -> 
     )
 
 
-def drawings(about: About) -> dict[str, Callable[[], Picture]]:
+def drawings(
+    subspace: Subspace,
+    scores: xr.DataArray | np.ndarray | None = None,
+    distances: np.ndarray | None = None,
+    told: Course | None = None,
+) -> dict[str, Callable[[], Picture]]:
     """The pictures of a page by their names, each drawn when it is called for."""
-    from pipeline.report import figures
+    from pipeline.report import changes, figures
 
-    subspace, passes = about.subspace, _passes(about.subspace)
+    passes = _passes(subspace)
     drawn: dict[str, Callable[[], Picture]] = {}
     if subspace.k:
         drawn |= {"scree": partial(figures.scree, subspace), "cumulative": partial(figures.cumulative, subspace)}
     shown = min(subspace.k, MOST_MODES)
     for j in range(shown):
         drawn[f"mode-{j + 1}"] = partial(figures.mode, subspace, j)
-    if about.scores is not None:
-        scores = _first_scores(subspace, about.scores, shown)
+    if scores is not None:
+        named = _first_scores(subspace, scores, shown)
         for j in range(shown):
-            drawn[f"score-{j + 1}"] = partial(figures.score, subspace, scores, j)
-    if about.distances is not None:
-        drawn["outliers"] = partial(figures.outliers, about.distances, _cutoffs(subspace, about.distances))
-    if about.course is not None and len(about.course.steps) > 1:
-        drawn["drift"] = partial(figures.drifts, about.course)
-        drawn["shares"] = partial(figures.shares, about.course)
+            drawn[f"score-{j + 1}"] = partial(figures.score, subspace, named, j)
+    if distances is not None:
+        drawn["outliers"] = partial(figures.outliers, distances, _cutoffs(subspace, distances))
+    if told is not None and len(told.steps) > 1:
+        drawn["drift"] = partial(changes.drifts, told)
+        drawn["shares"] = partial(changes.shares, told)
     if passes:
         drawn["walks"] = partial(figures.walks, passes)
     return drawn
@@ -177,9 +169,9 @@ def drawings(about: About) -> dict[str, Callable[[], Picture]]:
 
 def comparison(a: Subspace, b: Subspace, found: Drift, names: tuple[str, str], site: Site, told: Course) -> str:
     """The page that shows what became of each mode from one version to another."""
-    from pipeline.report import figures
+    from pipeline.report import changes, figures
 
-    pairs, pictures = [], {"angles": figures.angles(found)}
+    pairs, pictures = [], {"angles": changes.angles(found)}
     for i, j in enumerate(found.partner[:MOST_MODES]):
         pictures[f"before-{i + 1}"] = figures.mode(a, i)
         if j >= 0:
