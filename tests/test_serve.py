@@ -100,7 +100,7 @@ def test_every_version_has_its_page_and_a_new_one_shows_on_reload(tmp_path: Path
         page = get("/")[1]
         assert ">2, the head, made" in page
         assert "largest principal angle of each version to its parent: version 2" in page
-        assert "update of 1" in page
+        assert "update after 1" in page
         assert ">1, tagged good, made" in get("/versions/good")[1]
         assert get("/versions/1")[1] == get("/versions/1")[1]
         rollback(model, 1)
@@ -253,6 +253,7 @@ def test_scores_and_the_outlier_map(method: Any, rows: tuple[Path, np.ndarray], 
     with serving(model) as get:
         page = get("/")[1]
         assert ("It needs the samples" in page) == isinstance(method, RobustPCA)
+        assert ("the promise of the method holds" in page) == isinstance(method, RobustPCA)
     with serving(model, source=str(place)) as get:
         page = get("/")[1]
         save(fitted.subspace_.truncate(1), model, overwrite=True)

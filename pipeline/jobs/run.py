@@ -78,7 +78,7 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
             estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix, start=spec.model.start)
             save(estimator.subspace_, place, overwrite=output.overwrite, parent=head)
         try:
-            _write_products(spec, matrix, estimator)
+            _write_products(spec, matrix, estimator, place)
         except PipelineError as error:
             raise StoreError(f"{error} (the model itself is complete in {output.model})") from error
     return JobResult(output.model, output.scores, output.report, estimator.subspace_, estimator.plan_)
@@ -214,11 +214,15 @@ def _head_of(output: str, overwrite: bool) -> str | None:
     return head
 
 
-def _write_products(spec: JobSpec, matrix: Matrix, estimator: PCA | TruncatedSVD) -> None:
-    output, scores = spec.output, None
+def _write_products(spec: JobSpec, matrix: Matrix, estimator: PCA | TruncatedSVD, place: str) -> None:
+    output, scores, distances = spec.output, None, None
     if output.scores is not None:
         scores = estimator.transform(matrix, out=output.scores, overwrite=output.overwrite)
     if output.report is not None:
         from pipeline.report import write_report  # Matplotlib takes a second to import
 
-        write_report(estimator.subspace_, output.report, scores=scores, title=spec.name)
+        if isinstance(estimator, RobustPCA) and scores is not None:
+            distances = estimator.distances(matrix)
+        write_report(
+            estimator.subspace_, output.report, scores=scores, title=spec.name, distances=distances, model=place
+        )

@@ -21,6 +21,7 @@ __all__ = [
     "drifted",
     "percent",
     "promise",
+    "robust_promise",
     "sine",
     "source_name",
     "subject",
@@ -98,6 +99,16 @@ def promise(subspace: Subspace) -> str:
     if separated < subspace.k:
         sentence += "; from there on the modes are not separated from what follows, and no angle is certified"
     return sentence + "."
+
+
+def robust_promise(subspace: Subspace) -> list[str]:
+    """Whether the promise of a robust method holds, and what that rests on; nothing of other methods."""
+    story = subspace.provenance.get("robust")
+    found = story.get("certificate") if isinstance(story, Mapping) else None
+    if not isinstance(found, Mapping):
+        return []
+    verdict = "holds" if found.get("holds") is True else "does not hold"
+    return [f"Against outliers: the promise of the method {verdict}: {words(found.get('text', ''))}."]
 
 
 def certificate(subspace: Subspace) -> list[tuple[str, ...]]:

@@ -85,11 +85,7 @@ def cumulative(subspace: Subspace) -> Picture:
     ax.fill_between(number, total, 100, color=GREY, alpha=0.45, linewidth=0)
     ax.plot(number, total, color=BLUE, linewidth=1.8, marker="o" if total.size <= MOST_BARS else "", markersize=4)
     left = max(100 - float(total[-1]), 0.0)
-    words, below = f"{left:.3g} % unexplained", total[-1] > 50
-    at = (-4, -8 if below else 8)
-    ax.annotate(
-        words, (number[-1], total[-1]), at, textcoords="offset points", ha="right", va="top" if below else "bottom"
-    )
+    ax.annotate(f"{left:.3g} % unexplained", (0.02, 0.94), xycoords="axes fraction", va="top", color=INK, fontsize=8.5)
     ax.set(xlim=(0, number[-1] * 1.02), ylim=(0, 101))
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     name_axes(ax, "first modes together", "% of the variance")

@@ -121,7 +121,7 @@ def render(
         site=site,
         pictures={name: draw() for name, draw in drawings(subspace, scores, distances, told).items()},
         summary=summary + facts.summary(subspace),
-        promise=facts.promise(subspace),
+        promises=[facts.promise(subspace), *facts.robust_promise(subspace)],
         modes=[
             (j + 1, facts.percent(subspace.explained_variance_ratio[j])) for j in range(min(subspace.k, MOST_MODES))
         ],
