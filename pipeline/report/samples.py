@@ -39,7 +39,7 @@ def stored_scores(store: str) -> Any:
     import xarray as xr
 
     try:
-        with xr.open_zarr(store) as ds:
+        with xr.open_zarr(store, consolidated=False) as ds:
             return ds["scores"].load()
     except Exception as error:  # whatever the storage below raises, the way out is the same
         raise StoreError(f"{store} holds no scores that can be read ({error}): write them with transform") from error
