@@ -24,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import xarray as xr
 import zarr
 
@@ -34,7 +35,7 @@ from pipeline.jobs.update import update_model
 from pipeline.store import expire, history, load, rollback, save, tag
 from tests.problems import SPECTRA, Problem, fitted
 from tests.test_checkpoint import SLOW
-from tests.test_history import many_commits
+from tests.test_history import many_commits, test_a_power_cut_loses_no_version_that_was_acknowledged
 from tests.test_store import Faulty, check_whole, of_version, subspace, write_on
 
 # Operations of the file system, and of how many of them one is tried: those that decide all, the others some.
@@ -167,18 +168,8 @@ def history_path(key: str) -> str:
 
 def power_cut(folder: Path) -> str:
     """What is synced is all that stays."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/test_history.py",
-        "-k",
-        "power_cut",
-    ]
-    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        test_a_power_cut_loses_no_version_that_was_acknowledged(folder, patch)
     return "6 cuts, after each commit, rollback and tag: no acknowledged version lost"
 
 
