@@ -117,11 +117,16 @@ def plan(X: Any, model: Any) -> Plan:
 
 
 def prepare(
-    X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None, scores: bool = False
+    X: Matrix,
+    settings: Settings,
+    solver: str,
+    memory_limit: int | str | None,
+    scores: bool = False,
+    keeping: bool = True,
 ) -> Prepared:
     """Choose a solver, the height of the blocks and how many are kept; raises as `plan` does.
 
-    With `scores` one walk more, over what is kept, will follow those of the solver.
+    With `scores` one walk more, over what is kept, will follow those of the solver; without `keeping` nothing is.
     """
     settings.rank.most(*X.shape)
     at_work = crew()
@@ -133,7 +138,7 @@ def prepare(
             found: Any = SOLVERS[name](X, settings)
             if settings.missing == "em":
                 found = EM(found)
-            fits.append(_best_fit(X, found, at_work, limit, scores))
+            fits.append(_best_fit(X, found, at_work, limit, scores, keeping))
         except PlanError as error:
             refused.append(error)
     if not fits:
@@ -169,17 +174,21 @@ def _why(name: str, X: Matrix) -> str:
     }[name]
 
 
-def _best_fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool) -> Prepared:
+def _best_fit(
+    X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool, keeping: bool = True
+) -> Prepared:
     """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing."""
-    if isinstance(solver, Krylov) and solver.may_be_narrow(X):
+    if keeping and isinstance(solver, Krylov) and solver.may_be_narrow(X):
         with suppress(PlanError):
             narrow = _fit(X, replace(solver, narrow=True), at_work, limit, scores)
             if narrow.plan.blocks_kept == narrow.plan.n_blocks or (X.source.held and locally()):
                 return narrow
-    return _fit(X, solver, at_work, limit, scores)
+    return _fit(X, solver, at_work, limit, scores, keeping)
 
 
-def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool) -> Prepared:
+def _fit(
+    X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool, keeping: bool = True
+) -> Prepared:
     cost = solver.cost(X)
     if X.work_dtype.kind == "c":  # costs are counted in real numbers
         cost = replace(cost, summary_bytes=2 * cost.summary_bytes, client_bytes=2 * cost.client_bytes)
@@ -202,7 +211,7 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     again = cost.passes - 1 + scores  # passes that can do with what is kept
-    worth, held = again >= _WORTH_KEEPING or scores, matrix.kept_nbytes(matrix.work_dtype)
+    worth, held = keeping and (again >= _WORTH_KEEPING or scores), matrix.kept_nbytes(matrix.work_dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     if (
         isinstance(solver, Krylov)
