@@ -171,7 +171,7 @@ class Iteration:
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        basis = Basis(none, none, np.asfortranarray(orthonormal(block)))
+        basis = Basis(none, none, orthonormal(block))
         state = IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
         if start is None or self.side == COLUMNS:
             return state
@@ -267,7 +267,8 @@ class Iteration:
         check_energy(applied.energy)
         l = state.basis.block.shape[1]
         image = applied.product[:, :l]
-        whole, images = _beside(state.basis.known, state.basis.block), _beside(state.basis.images, image)
+        whole = np.hstack([state.basis.known, state.basis.block])
+        images = np.hstack([state.basis.images, image])
         most = min(min(X.shape), applied.present)
         grown = Basis(whole, images, image)
         if not self.due(X, state):
@@ -375,11 +376,6 @@ class Iteration:
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
         basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
         return replace(state, dtype=doubled(state.dtype), history=(), basis=basis)
-
-
-def _beside(known: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """Columns beside columns, each in one piece: whole ones are copied faster than parts of rows."""
-    return more if known.shape[1] == 0 else np.hstack([known, more])
 
 
 def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:

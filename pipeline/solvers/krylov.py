@@ -74,4 +74,4 @@ class Krylov(Iteration):
         spare = np.random.default_rng([self.settings.seed, 2, state.passes]).standard_normal((image.shape[0], width))
         if self.side == ROWS and state.mean is not None:
             spare *= np.isfinite(state.mean)[:, None]
-        return Basis(known, images, np.asfortranarray(orthonormal_beside(known, image[:, :width], spare)))
+        return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))
