@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import FederationError, InputError
-from pipeline.estimators import FederatedPCA
+from pipeline.estimators.federated_pca import FederatedPCA
 from pipeline.federation import AGGREGATIONS, METHODS
 from pipeline.federation.answers import subspace_from, subspace_record
 from pipeline.federation.privacy import DP

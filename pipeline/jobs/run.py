@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.estimators import PCA, AnomalyDetector, RobustPCA, TruncatedSVD
+from pipeline.estimators.anomaly_detector import AnomalyDetector
+from pipeline.estimators.pca import PCA
+from pipeline.estimators.robust_pca import RobustPCA
+from pipeline.estimators.truncated_svd import TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
 from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 import xarray as xr
 import zarr
+from dask.system import CPU_COUNT
 from zarr.abc.store import Store
 
 from pipeline.errors import InputError, PipelineError, StoreError
@@ -136,11 +137,12 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
 def _decoder() -> dict[str, Any]:
     """Zarr's settings for arrays that are opened here: the `zarrs` codecs where they are installed.
 
-    An array keeps its decoder when it goes to a worker. One thread each, as the tasks are what runs in parallel.
+    An array keeps its decoder when it goes to a worker. All tasks decode in the threads of that one decoder: fewer of
+    them than there are processors, and tasks wait for each other.
     """
     if find_spec("zarrs") is None:
         return {}
-    return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+    return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": CPU_COUNT}
 
 
 def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple[list[_Field], str]:
