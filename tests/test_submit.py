@@ -26,6 +26,7 @@ from distributed import Client, LocalCluster, Security
 
 from pipeline import PCA, load
 from pipeline.cli import main
+from pipeline.jobs.clusters import address
 from pipeline.jobs.record import ENDED
 from pipeline.jobs.run import run_job
 from pipeline.jobs.spec import parse_job
@@ -89,6 +90,7 @@ def client(tls: dict[str, str]) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def nobody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(address, "_PATIENCE", "2s")
     monkeypatch.chdir(tmp_path)
 
 
@@ -137,7 +139,7 @@ def slow(client: Client) -> Iterator[None]:
 
         walk.ready = importlib.import_module(fold.__name__).ready
 
-    client.run(slower, 0.5)
+    client.run(slower, 0.3)
     yield
     client.run(as_before)
 

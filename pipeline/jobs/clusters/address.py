@@ -62,7 +62,7 @@ class Address(ClusterSpec):
                 f"{self.address} asks for certificates: give cluster.tls (ca, cert and key), or set Dask's own "
                 "distributed.comm.tls (DASK_DISTRIBUTED__COMM__TLS__CA_FILE and the like)"
             ) from error
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a connection that ends half way ends in any of many errors
             raise PlanError(f"the scheduler at {self.address} does not answer: {way_out}") from error
         with client, client.as_current():
             yield client
