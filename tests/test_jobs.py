@@ -12,9 +12,9 @@ import xarray as xr
 
 from pipeline.errors import InputError, PlanError, StoreError
 from pipeline.jobs.cluster import cluster_client
+from pipeline.jobs.clusters import read_cluster
 from pipeline.jobs.federation import load_federation, load_site
 from pipeline.jobs.run import check_outputs, make_estimator, open_source, run_job
-from pipeline.jobs.clusters import read_cluster
 from pipeline.jobs.spec import JobSpec, ModelSpec, load_job, parse_job
 
 JOB = """\
@@ -211,15 +211,13 @@ def field(tmp_path: Path) -> xr.DataArray:
     return array
 
 
-@pytest.mark.parametrize("cluster", [None, {"workers": 1}], ids=["threads", "processes"])
-def test_a_whole_job(tmp_path: Path, field: xr.DataArray, cluster: dict[str, int] | None) -> None:
+def test_a_whole_job(tmp_path: Path, field: xr.DataArray) -> None:
     out = {"model": str(tmp_path / "eof.zarr"), "scores": str(tmp_path / "pc.zarr")}
     job = parse_job(
         {
             "source": {"path": str(tmp_path / "sst.zarr"), "select": {"lat": "1.0:3.0"}},
             "model": {"n_components": 2},
             "output": out,
-            "cluster": cluster,
         }
     )
     assert open_source(job.source).shape == (40, 15)

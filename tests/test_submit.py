@@ -26,6 +26,7 @@ from distributed import Client, LocalCluster, Security
 
 from pipeline import PCA, load
 from pipeline.cli import main
+from pipeline.jobs import doctor
 from pipeline.jobs.clusters import address
 from pipeline.jobs.record import ENDED
 from pipeline.jobs.run import run_job
@@ -69,9 +70,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def client(tls: dict[str, str]) -> Iterator[Client]:
-    roles = {
-        f"tls_{role}_{kind}": tls[kind] for role in ("scheduler", "worker", "client") for kind in ("cert", "key")
-    }
+    roles = {f"tls_{role}_{kind}": tls[kind] for role in ("scheduler", "worker", "client") for kind in ("cert", "key")}
     security = Security(tls_ca_file=tls["ca"], require_encryption=True, **roles)
     with (
         LocalCluster(
@@ -213,7 +212,9 @@ def test_a_job_goes_on_when_its_client_is_killed(
     assert done("jobs").split()[:2] == [id, "done"]
 
 
-def test_a_killed_worker_costs_an_attempt(job: Callable[..., str], client: Client, data: np.ndarray, slow: None) -> None:
+def test_a_killed_worker_costs_an_attempt(
+    job: Callable[..., str], client: Client, data: np.ndarray, slow: None
+) -> None:
     id = done("submit", job(model={"checkpoint": "kept"})).strip()
     begun = until(id, "running", lines=2)
     where = begun["log"][0].split()[-1]
@@ -300,3 +301,29 @@ def test_what_is_wrong_is_one_sentence(job: Callable[..., str], tls: dict[str, s
 def _local(folder: Path) -> Path:
     (folder / "cluster.yaml").write_text("workers: 1\n")
     return folder / "cluster.yaml"
+
+
+def test_the_doctor(client: Client, tls: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"address": client.scheduler.address, "tls": tls}))
+    (tmp_path / "file").touch()
+    found = {f["what"]: f for f in json.loads(done("doctor", "--json", "--cluster", "c.yaml", "out", "new/model.zarr"))}
+    assert {what: f["verdict"] for what, f in found.items() if what not in ("memory", "threads")} == dict.fromkeys(
+        ("network", "workers", "versions", "decoder", "store"), "ok"
+    )
+    assert found["versions"]["words"].endswith("everywhere")
+    assert "work on 2 workers and here" in found["store"]["words"]
+    assert [p.name for p in tmp_path.iterdir() if "probe" in p.name] == []
+    sick = pipeline("doctor", "--cluster", "c.yaml", "file")
+    assert sick.exit_code == 1
+    assert "it is a file, not a store" in sick.stdout
+    assert pipeline("doctor", "out").exit_code == 0
+
+
+def test_versions_that_differ_are_named() -> None:
+    here = {"python": "3.11.7", "dask": "2026.8.0", "numpy": "2.4.6"}
+    there = {**here, "python": "3.11.9", "dask": "2026.9.0", "numpy": "2.4.5"}
+    found = list(doctor._versions({"here": {"versions": here}, "tcp://a:1": {"versions": there}}))
+    assert [(f.verdict, f.words) for f in found] == [
+        ("wrong", "dask 2026.8.0 here, 2026.9.0 on tcp://a:1"),
+        ("warning", "numpy 2.4.6 here, 2.4.5 on tcp://a:1"),
+    ]

@@ -50,7 +50,9 @@ def submit(
     spec = load_job(job)
     where = meant(scheduler, cluster, spec.cluster)
     if where is None:
-        raise InputError("no cluster is named: give --scheduler ADDRESS or --cluster FILE, or a section cluster in the job")
+        raise InputError(
+            "no cluster is named: give --scheduler ADDRESS or --cluster FILE, or a section cluster in the job"
+        )
     with where.client(stays=True) as client:
         submitted = submit_job(spec.with_(None, overwrite=overwrite), where, client)
     record = submitted.record

@@ -227,7 +227,9 @@ def _decoder(crew: Mapping[str, Mapping[str, Any]]) -> Finding:
     words = "zarr-python, which is slower than zarrs: pip install 'subspace-pipeline[fast]'"
     if len(kinds) > 1:
         place = next(place for place, facts in crew.items() if facts["decoder"] != "zarrs")
-        return Finding("decoder", WRONG, f"zarrs here and not on {place}: arrays that are opened here cannot be read there")
+        return Finding(
+            "decoder", WRONG, f"zarrs here and not on {place}: arrays that are opened here cannot be read there"
+        )
     return Finding("decoder", OK, words)
 
 
@@ -248,7 +250,9 @@ def _store(store: str, client: Client | None) -> Finding:
         address, fault = next(iter(faults.items()))
         return Finding("store", WRONG, f"{store}: on {address} {fault}" + (f"; here {here}" if here else ""))
     works = f"{store}: read, write and conditional write work on {len(there)} workers"
-    return Finding("store", WARNING, f"{works}, here not: {here}") if here else Finding("store", OK, f"{works} and here")
+    return (
+        Finding("store", WARNING, f"{works}, here not: {here}") if here else Finding("store", OK, f"{works} and here")
+    )
 
 
 def _probe_there(place: str, mark: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["WAY_OUT", "secret_in"]
 
-WAY_OUT = "is a secret, which must not be in a file: give it by the environment, or name a file that its owner alone reads"
+WAY_OUT = "is a secret, which must not stand here: give it by the environment, or name a file that only its owner reads"
 _NAMED = re.compile(r"(passw(or)?d|passphrase|secret|token|credential|api_?key|access_?key)s?(_id)?$", re.IGNORECASE)
 # A variable that is given a value, a user with a password in an address, the content of a key.
 _WRITTEN = re.compile(

@@ -214,6 +214,10 @@ class ClusterSpec(_Spec):
         """A client of the cluster, started where need be, and gone after it unless it `stays`."""
         raise NotImplementedError
 
+    def again(self, client: Client) -> ClusterSpec:
+        """What finds the same cluster again that a client works with."""
+        return self
+
     def shown(self) -> str:
         """What is asked of the system that starts it, as that system reads it."""
         raise NotImplementedError

@@ -63,7 +63,7 @@ def submit_job(spec: JobSpec, cluster: ClusterSpec, client: Client) -> Submitted
     InputError, StoreError, PlanError
         When the job cannot succeed, as far as a worker can tell before any work, or writes where another job does.
     """
-    spec, cluster = settled(spec), _settled_cluster(cluster)
+    spec, cluster = settled(spec), _settled_cluster(cluster.again(client))
     store = store_of(spec)
     _check_free(spec, store)
     told = _checked_on_worker(spec, client)

@@ -20,9 +20,10 @@ __all__ = ["Gateway"]
 
 
 class Gateway(ClusterSpec):
-    """Where the gateway listens and what it is asked for; passwords come from the environment, as Dask Gateway reads it.
+    """Where the gateway listens and what it is asked for.
 
-    (`DASK_GATEWAY__AUTH__KWARGS__PASSWORD` for `basic`, `JUPYTERHUB_API_TOKEN` for `jupyterhub`.)
+    Passwords come from the environment, as Dask Gateway reads it: `DASK_GATEWAY__AUTH__KWARGS__PASSWORD` for `basic`,
+    `JUPYTERHUB_API_TOKEN` for `jupyterhub`.
     """
 
     kind: Literal["gateway"] = "gateway"
@@ -53,6 +54,10 @@ class Gateway(ClusterSpec):
                 except TimeoutError as error:
                     raise PlanError(f"{self.address} gave no worker within 300 s: look at {cluster.name}") from error
                 yield client
+
+    def again(self, client: Client) -> Gateway:
+        """The same cluster by its name."""
+        return self.model_copy(update={"name": client.cluster.name})
 
     def shown(self) -> str:
         """What the gateway is asked for."""
