@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -74,15 +73,15 @@ def examine(client: Client | None = None, stores: Sequence[str] = ()) -> Iterato
         yield _store(store, None if lost else client)
 
 
-def about() -> dict[str, Any]:
-    """What a process is: versions, memory, threads. Runs on workers too."""
+def about(dask_worker: Any = None) -> dict[str, Any]:
+    """What a process is: versions, memory, threads; on a worker, Dask says which it is."""
     versions = {"python": platform.python_version()}
     for name in (*_SAME[1:], *_NEARLY):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    found: dict[str, Any] = {
+    found = {
         "versions": versions,
         "host": platform.node(),
         "cores": CPU_COUNT,
@@ -93,16 +92,15 @@ def about() -> dict[str, Any]:
         "blas": max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1),
         "decoder": "zarr-python" if find_spec("zarrs") is None else "zarrs",
     }
-    if "distributed.worker" in sys.modules:
-        from distributed import get_worker
-
-        try:
-            worker = get_worker()
-        except ValueError:
-            return found
-        limit = worker.memory_manager.memory_limit
-        found |= {"limit": limit, "threads": worker.state.nthreads, "used": worker.monitor.get_process_memory()}
-    return found
+    if dask_worker is None:
+        return found
+    used = dask_worker.monitor.get_process_memory()
+    return {
+        **found,
+        "limit": dask_worker.memory_manager.memory_limit,
+        "threads": dask_worker.state.nthreads,
+        "used": used,
+    }
 
 
 def _with_cluster(places: dict[str, Any], client: Client) -> tuple[dict[str, Any], dict[str, str]]:

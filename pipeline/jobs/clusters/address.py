@@ -45,10 +45,15 @@ class Address(ClusterSpec):
     @contextmanager
     def client(self, stays: bool = False) -> Iterator[Client]:
         """Connect; raises PlanError when the scheduler does not answer within ten seconds."""
-        from distributed import Client
+        from distributed import Client, Security
         from distributed.comm import resolve_address
 
-        security = None if self.tls is None else self.tls.security()
+        security = Security() if self.tls is None else self.tls.security()
+        if self.address.startswith("tls://") and security.get_connection_args("client")["ssl_context"] is None:
+            raise InputError(
+                f"{self.address} asks for certificates: give cluster.tls (ca, cert and key), or set Dask's own "
+                "distributed.comm.tls (DASK_DISTRIBUTED__COMM__TLS__CA_FILE and the like)"
+            )
         way_out = "check that it runs and that the address is right"
         if self.address.startswith("tls://"):
             way_out = "check that it runs, that the address is right, and that one authority signed both certificates"
@@ -57,11 +62,6 @@ class Address(ClusterSpec):
             with quiet():
                 # Not as default: one that cannot connect would stay the default for whatever runs later.
                 client = Client(self.address, timeout=_PATIENCE, set_as_default=False, security=security)
-        except TypeError as error:
-            raise InputError(
-                f"{self.address} asks for certificates: give cluster.tls (ca, cert and key), or set Dask's own "
-                "distributed.comm.tls (DASK_DISTRIBUTED__COMM__TLS__CA_FILE and the like)"
-            ) from error
         except Exception as error:  # a connection that ends half way ends in any of many errors
             raise PlanError(f"the scheduler at {self.address} does not answer: {way_out}") from error
         with client, client.as_current():
