@@ -31,8 +31,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 # Commands that have a module of their own: name to where it is.
-_ELSEWHERE = dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history")
-_ELSEWHERE |= dict.fromkeys(("report", "serve"), "pipeline.commands.page")
+_ELSEWHERE = {
+    **dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history"),
+    **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "pipeline.commands.jobs"),
+    **dict.fromkeys(("doctor", "cluster"), "pipeline.commands.doctor"),
+    **dict.fromkeys(("report", "serve"), "pipeline.commands.page"),
+}
 
 
 class _OneSentence(click.Group):
@@ -119,6 +123,7 @@ _model_options = _several(
     click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of random numbers."),
 )
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
+_cluster = click.option("--cluster", metavar="FILE", help="Cluster instead: a YAML file, or a name in conf/clusters.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -187,18 +192,16 @@ def fit(
 @main.command()
 @click.argument("job", metavar="JOB.yaml")
 @_scheduler
+@_cluster
 @_overwrite
 @click.pass_context
-def run(ctx: click.Context, job: str, scheduler: str | None, overwrite: bool) -> None:
+def run(ctx: click.Context, job: str, scheduler: str | None, cluster: str | None, overwrite: bool) -> None:
     """Run the whole job that JOB.yaml describes."""
-    from pipeline.jobs.spec import ClusterSpec, load_job
+    from pipeline.jobs.cluster import meant
+    from pipeline.jobs.spec import load_job
 
     spec = load_job(job)
-    if scheduler:
-        spec = spec.model_copy(update={"cluster": ClusterSpec(address=scheduler)})
-    if overwrite:
-        spec = spec.model_copy(update={"output": spec.output.model_copy(update={"overwrite": True})})
-    _run(ctx, spec)
+    _run(ctx, spec.with_(meant(scheduler, cluster, spec.cluster), overwrite=overwrite))
 
 
 def _run(ctx: click.Context, job: JobSpec) -> None:

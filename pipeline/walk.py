@@ -386,7 +386,10 @@ def _told_by_workers(client: Any, token: str, heard: Callable[[float], None]) ->
 
 
 def _voice(token: str) -> Callable[[float], None]:
-    """How a task on a worker says what it has done, a few times a second; elsewhere nothing needs saying."""
+    """How a task on a worker says what it has done, a few times a second, and sees that nobody waits for it any more.
+
+    Elsewhere nothing needs saying.
+    """
     if "distributed.worker" not in sys.modules:
         return lambda positions: None
     from distributed import get_worker
@@ -396,10 +399,13 @@ def _voice(token: str) -> Callable[[float], None]:
     except ValueError:
         return lambda positions: None
     state = [time.monotonic(), 0.0]
+    task = worker.state.tasks.get(worker.get_current_task())
 
     def say(positions: float) -> None:
         state[1] += positions
         if time.monotonic() - state[0] > _TELL_EVERY:
+            if task is not None and task.state == "cancelled":  # Dask cannot stop a thread: it stops itself
+                raise CancelledError
             worker.log_event(token, state[1])
             state[0], state[1] = time.monotonic(), 0.0
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.estimators import AnomalyDetector, RobustPCA
+from pipeline.estimators.anomaly_detector import AnomalyDetector
+from pipeline.estimators.robust_pca import RobustPCA
 from pipeline.jobs.run import scores_of
 from pipeline.jobs.spec import SourceSpec
 from pipeline.subspace import Subspace
