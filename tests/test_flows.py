@@ -20,7 +20,7 @@ from flows.alerts import raise_alert
 from flows.spec import AlertSpec, load_flow, load_flows
 from flows.steps import STEPS, Alert, Outcome
 from pipeline import PCA, load
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.jobs.federation import load_site, serve_site
 from pipeline.jobs.release import release
 from pipeline.jobs.watch import outside, watch_drift
@@ -147,7 +147,7 @@ def test_drift_is_told(here: Path) -> None:
     assert watch_drift("m", source=stored("y", ROWS)).energy == pytest.approx(share)
     assert run("drift", model="m", against=2, source="y", max_energy=0.9)[1][0].text.startswith("ALERT")
     assert outside(load("m"), OTHER) < 0.1 < outside(load("m"), np.r_[OTHER, ROWS], newest=900)
-    with pytest.raises(InputError, match="no such version or tag; it has 1, 2"):
+    with pytest.raises(StoreError, match="no version 'none': it has 1, 2"):
         watch_drift("m", against="none")
 
 

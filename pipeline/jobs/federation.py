@@ -19,7 +19,7 @@ from pipeline.federation.site import Site
 from pipeline.jobs.exchange import END, Exchange, SiteState, serve
 from pipeline.jobs.run import check_outputs, head_of, open_source
 from pipeline.jobs.seal import load_key, public_text
-from pipeline.jobs.spec import SourceSpec, _Name, _Spec, load_spec
+from pipeline.jobs.spec import SourceSpec, TLSSpec, _Name, _Spec, load_spec
 from pipeline.store import load, save
 from pipeline.subspace import Subspace
 
@@ -47,14 +47,6 @@ class PrivacySpec(_Spec):
     def to_dp(self) -> DP:
         """As `FederatedPCA` takes it."""
         return DP(self.epsilon, self.delta, self.row_norm)
-
-
-class TLSSpec(_Spec):
-    """Certificates for a Dask cluster over TLS."""
-
-    ca: _Name = Field(description="the path of the authority's certificate (PEM)")
-    cert: _Name = Field(description="the path of the client's certificate (PEM)")
-    key: _Name = Field(description="the path of the client's key (PEM)")
 
 
 class MemberSpec(_Spec):
@@ -248,17 +240,8 @@ def _agree(a: Subspace, b: Subspace) -> bool:
 def _site(name: str, member: MemberSpec, exchange: Exchange | None) -> Site:
     if member.address is None:
         return Site(exchange=exchange, name=name)
-    security = None
-    if member.tls is not None:
-        from distributed import Security
-
-        try:
-            security = Security(
-                tls_ca_file=member.tls.ca,
-                tls_client_cert=member.tls.cert,
-                tls_client_key=member.tls.key,
-                require_encryption=True,
-            )
-        except OSError as error:
-            raise InputError(f"sites.{name}.tls: {error}") from error
+    try:
+        security = None if member.tls is None else member.tls.security()
+    except InputError as error:
+        raise InputError(f"sites.{name}: {error}") from error
     return Site(member.source, name=name, address=member.address, security=security)

@@ -16,7 +16,7 @@ from pipeline.estimators.pca import PCA
 from pipeline.folds import RowDigest
 from pipeline.matrix import Matrix
 from pipeline.rowwise import RowFunction
-from pipeline.store import History, Version, history, load
+from pipeline.store import history, load
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
@@ -96,7 +96,10 @@ def watch_drift(
     """
     told = history(model)
     head = next(v for v in told.versions if v.id == told.head)
-    other = _other(model, told, head, against)
+    if against is None:
+        other = next((v for v in told.versions if v.id == head.parent), head)
+    else:
+        other = told.find(against, model)
     S = load(model, head.id)
     found = drift(load(model, other.id), S)
     energy = None if source is None else outside(S, source, newest)
@@ -109,18 +112,6 @@ def watch_drift(
         energy,
         _reasons(found, angle, energy, max_angle, max_outside, max_energy),
     )
-
-
-def _other(model: str, told: History, head: Version, against: str | int | None) -> Version:
-    if against is None:
-        return next((v for v in told.versions if v.id == head.parent), head)
-    text = str(against)
-    wanted = told.tags.get(text, text)
-    found = [v for v in told.versions if wanted in (v.id, str(v.number))]
-    if not found:
-        known = ", ".join([*(str(v.number) for v in told.versions), *told.tags])
-        raise InputError(f"against={against!r}: {model} has no such version or tag; it has {known}")
-    return found[0]
 
 
 def _reasons(

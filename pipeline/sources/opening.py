@@ -117,8 +117,11 @@ def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
 
 def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple[list[_Field], str]:
     name = str(where) if isinstance(where, Store) else fspath(where)
-    if not isinstance(where, Store) and "://" not in name and not Path(name).exists():
+    local = not isinstance(where, Store) and "://" not in name
+    if local and not Path(name).exists():
         raise InputError(f"{name} does not exist")
+    # Workers may have another current directory, where chunks that are not there would be empty ones.
+    where = Path(name).absolute() if local else where
     # A store that the user made is read through its own methods; zarrs goes to the files.
     with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:
