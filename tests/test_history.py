@@ -402,7 +402,7 @@ def test_a_pointer_that_moves_while_a_version_is_uploaded(s3: str, monkeypatch: 
 def test_the_disk_does_not_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tmp_path / "m.zarr"
     save(of_version(1), model)
-    real = publishing._sync
+    real = publishing.synced
 
     def failing(path: Path) -> None:
         if path == model and json.loads((model / "zarr.json").read_bytes())["attributes"]["n_samples"] == 2.0:
