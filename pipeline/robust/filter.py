@@ -3,7 +3,8 @@
 The filter of Diakonikolas, Kane, Pensia and Pittas (2023), for k components at once: each round finds the leading
 directions of the rows kept so far, a few more than asked for, and holds a random sample of these rows against normal
 data along all of them. A tail that is longer is cut off by a hard threshold. Cuts are small records; which rows they
-leave out is found again from the rows, so that nothing of the length of the data is ever held.
+leave out is found again from the rows, so that nothing of the length of the data is ever held. Where eps is spent and
+tails are still longer, honest rows have them: these are then drawn in, so that none counts for more than a normal one.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError
-from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, RowMap, Sieve, Through, collected
+from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, Pulled, RowMap, Sieve, Through, collected
 from pipeline.kernels.rank import Rank
-from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation
-from pipeline.matrix import Matrix
+from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation, normal_ball, outlying
+from pipeline.matrix import Matrix, open_matrix
 from pipeline.robust.method import Certificate, Found, Options, Start, inner_solver, looked
 from pipeline.solvers import Settings, Solver
 from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough"]
+__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough", "filtered"]
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
@@ -40,6 +41,7 @@ class FilterState:
     inner: Any
     found: Subspace | None = None
     sieve: Sieve = field(default_factory=Sieve)
+    pulled: tuple[Pulled, ...] = ()
     round: int = 1
     total: float = 0.0
     sample: np.ndarray | None = None
@@ -74,7 +76,7 @@ class Filter:
     def fold(self, X: Matrix, state: FilterState) -> Through:
         maps: tuple[RowMap, ...] = (*state.maps, state.sieve)
         if state.found is None:
-            return Through(self._inner(X).fold(X, state.inner), maps)
+            return Through(self._inner(X).fold(X, state.inner), (*maps, *state.pulled))
         drawn = Drawn(LOOKED_AT / max(state.found.n_samples, 1), self.settings.seed + state.round)
         return Through(Collected(partial(looked, state.found), X.work_dtype), (*maps, drawn))
 
@@ -110,14 +112,22 @@ class Filter:
         real = found.singular_values > 1e-7 * found.singular_values[0]
         scores = scores[:, real]
         state = replace(state, sample=sample, inflation=inflation(scores))
+        if state.pulled:
+            return replace(state, reason=LIMIT)
         spare = np.floor(min(2 * eps, 0.5) * state.total) - (state.total - found.n_samples)
         budget = int(np.ceil(max(spare, 0.0) * len(sample) / found.n_samples))
-        verdict = examine(scores, eps, budget) if budget > 0 else Verdict([], np.ones(len(sample), bool))
+        nothing = Verdict([], np.ones(len(sample), bool))
+        verdict = examine(scores, eps, budget or len(sample)) if eps else nothing
         if not verdict.cuts:
-            return replace(state, reason=CONVERGED if budget > 0 or eps == 0 else LIMIT)
-        if state.round >= _ROUNDS:
-            return replace(state, reason=LIMIT)
+            return replace(state, reason=CONVERGED)
         lens = found.factor[:, None] * found.basis.T.astype(np.float64)[:, real]
+        if not budget or state.round >= _ROUNDS:
+            center, whitener, radius = normal_ball(scores, eps)
+            ball = Cut(found.offset, lens @ whitener, center @ whitener, radius)
+            there = center @ found.basis[real]
+            back = np.divide(there, found.factor, out=np.zeros_like(there), where=found.factor != 0)
+            pulled = Pulled(ball, found.offset + back)
+            return replace(state, pulled=(pulled,), found=None, inner=self._inner(X).init(X))
         cuts = tuple(Cut(found.offset, lens @ w, c, threshold) for w, c, threshold in verdict.cuts)
         sieve = Sieve((*state.sieve.cuts, *cuts))
         return replace(state, sieve=sieve, round=state.round + 1, found=None, inner=self._inner(X).init(X))
@@ -133,17 +143,22 @@ class Filter:
         beyond = np.square(state.sample[:, k:]).sum(axis=1)
         sample = np.column_stack([state.sample[:, :k], np.sqrt(beyond)])
         removed = max(state.total - found.n_samples, 0.0) / state.total
-        certificate = self._certificate(state, removed, len(sample))
+        certificate = self._certificate(state, removed)
+        certificate, suspected = verified(certificate, found, state.sample[:, :-1], k, self.options.eps, removed)
         if isinstance(self.options.center, str) and state.center is not None:
             found = replace(found, mean=state.center, centered=True)
-        return Found(found.truncate(k), certificate, removed, state.sieve, sample, measured=True)
+        return Found(
+            found.truncate(k), certificate, removed, state.sieve, sample, measured=True, suspected=suspected
+        )
 
-    def _certificate(self, state: FilterState, removed: float, looked_at: int) -> Certificate:
-        eps = self.options.eps
+    def _certificate(self, state: FilterState, removed: float) -> Certificate:
+        assert state.sample is not None
+        eps, looked_at = self.options.eps, len(state.sample)
         most, share = filter_tolerance(eps, looked_at), 1.5 * eps + np.sqrt(eps * (1 - eps) / max(state.total, 1))
         what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
-        if state.reason == LIMIT:
-            return Certificate(False, f"{what}, all that eps={eps:g} allows, and still the tails are too long")
+        if state.pulled:
+            what += f", all that eps={eps:g} allows"
+            return Certificate(False, f"{what}, and still the tails are too long: rows far out were drawn in")
         if removed > share:
             return Certificate(False, f"{what}: more than eps={eps:g} promises")
         ratio = f"variances of the rest are up to {state.inflation:.3g} times their robust counterparts"
@@ -174,6 +189,31 @@ def wider(X: Matrix, rank: Rank) -> Rank:
     return UpTo(min(k + _MORE, max(k, n // 5)))
 
 
+def allowed_share(eps: float, n: int) -> float:
+    """How many of n rows may be outlying to a scatter that bears more of them than eps: some that do not lie are."""
+    return 1.5 * eps + 0.5 / np.sqrt(max(n, 1))
+
+
+def verified(
+    certificate: Certificate, found: Subspace, scores: np.ndarray, k: int, eps: float, removed: float
+) -> tuple[Certificate, Sieve]:
+    """A certificate that holds, held against a scatter that bears half of the rows, whatever eps promises.
+
+    Where more rows than that are outlying to it, by their scores on `found`, it holds no longer, and cuts tell which.
+    """
+    real = found.singular_values > 1e-7 * found.singular_values.max(initial=0.0)
+    if not certificate.holds or not real.any():
+        return certificate, Sieve()
+    verdict = outlying(scores[:, real], k, removed)
+    share = removed + (1 - removed) * float((~verdict.inside).mean())
+    if share <= allowed_share(eps, len(scores)):
+        return certificate, Sieve()
+    lens = found.factor[:, None] * found.basis.T.astype(np.float64)[:, real]
+    cuts = tuple(Cut(found.offset, lens @ w, c, threshold) for w, c, threshold in verdict.cuts)
+    what = f"{100 * share:.3g} % of the rows are outlying to a scatter that bears half of them"
+    return Certificate(False, f"{what}: more than eps={eps:g} promises"), Sieve(cuts)
+
+
 def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
     """Raise InputError where too few rows would be left for the components if eps of them, twice, were cut off."""
     n, d = X.shape
@@ -185,3 +225,13 @@ def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
             f"{rows} rows are too few for {k} components with eps={eps:g}: take eps below {most:.2g}, fewer components "
             "or more rows"
         )
+
+
+def filtered(rows: np.ndarray, k: int, eps: float, center: bool, seed: int) -> Found:
+    """The answer of the filter for rows (m, d) in memory; raises as it does."""
+    method = Filter(Settings(Rank(k), center, seed=seed), Options("filter", eps, center))
+    X = open_matrix(rows)
+    at = method.begin(X, Start(), ())
+    while method.done(at) is None:  # the driver's loop, on one block that is here
+        at = method.step(X, at, method.fold(X, at).block(rows.copy(), (0, len(rows)), None, {}))
+    return method.result(X, at)

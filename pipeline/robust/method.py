@@ -77,6 +77,8 @@ class Found:
     measured: bool = False
     judges_rows: bool = False
     """Whether eps is held against the rows beyond the cut-offs, where none were cut off."""
+    suspected: Sieve = field(default_factory=Sieve)
+    """Leaves out the rows to be flagged that are in the answer, as eps does not allow to cut off more."""
 
 
 class Method(Protocol[St]):

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from pipeline.driver import check_entries
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
-from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Through, collected
+from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Through, collected
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
 from pipeline.matrix import Matrix
 from pipeline.robust.cuts import written_cuts
@@ -135,7 +135,7 @@ class Robust:
             "certificate": {"holds": bool(certificate.holds), "text": certificate.text},
             **cutoffs,
         }
-        cuts = written_cuts(found.sieve)
+        cuts = written_cuts(Sieve((*found.sieve.cuts, *found.suspected.cuts)))
         kept = {} if cuts is None else {"cuts": cuts}
         return replace(subspace, provenance={**subspace.provenance, "robust": story, **kept})
 

@@ -21,7 +21,7 @@ from pipeline.kernels.factor import Factor, factor_of_rows
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import center_and_spread, examine, filter_tolerance
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.robust.filter import Filter, check_enough
+from pipeline.robust.filter import check_enough, filtered
 from pipeline.robust.method import Certificate, Found, Options, Start, factor_of, looked
 from pipeline.solvers import Settings
 from pipeline.solvers.solver import COMPLETE, Answer, Cost
@@ -139,7 +139,7 @@ def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
     if seen <= state.size:
         return replace(state, seen=seen, sample=Reservoir(keys, rows))
     try:
-        sieve, _ = _filtered(state, rows)
+        sieve = _filtered(state, rows).sieve
     except InputError:  # nothing varies so far, or nothing but rows that lie
         sieve = Sieve()
     kept, _ = sieve(rows, np.arange(len(rows)))
@@ -229,7 +229,7 @@ def looked_over(state: StreamState) -> StreamState:
     if state.factor is None or state.looked_at == state.seen:
         return state
     try:
-        sieve, _ = _filtered(state, state.sample.rows)
+        sieve = _filtered(state, state.sample.rows).sieve
     except InputError:
         sieve = Sieve()
     kept, _ = sieve(state.sample.rows, np.arange(len(state.sample.rows)))
@@ -263,15 +263,9 @@ def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> floa
     return float(max(ratio.max(), 1 + shift.max() ** 2 if state.center else 1.0, few / max(along, 1e-300)))
 
 
-def _filtered(state: StreamState, rows: np.ndarray) -> tuple[Sieve, Found]:
-    """The cuts of `filter` for rows in memory, and its answer."""
-    method = Filter(Settings(Rank(state.k), state.center, seed=state.seed), Options("filter", state.eps, state.center))
-    X = open_matrix(rows)
-    at = method.begin(X, Start(), ())
-    while method.done(at) is None:  # the driver's loop, on one block that is here
-        at = method.step(X, at, method.fold(X, at).block(rows.copy(), (0, len(rows)), None, {}))
-    found = method.result(X, at)
-    return found.sieve, found
+def _filtered(state: StreamState, rows: np.ndarray) -> Found:
+    """The answer of `filter` for rows in memory."""
+    return filtered(rows, state.k, state.eps, state.center, state.seed)
 
 
 def _directions(rows: np.ndarray) -> np.ndarray:
@@ -293,8 +287,7 @@ def answered(state: StreamState) -> Found:
     if state.factor is None:
         if state.seen <= state.k:
             raise ConvergenceError(f"{state.seen} rows have passed, too few for {state.k} components: go on")
-        _, found = _filtered(state, state.sample.rows)
-        return found
+        return _filtered(state, state.sample.rows)
     state = looked_over(state)
     factor, k = state.factor, state.k
     assert factor is not None
