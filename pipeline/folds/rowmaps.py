@@ -109,6 +109,10 @@ class Sieve:
                 x, rows = x[~outside], rows[~outside]
         return x, rows
 
+    def moved(self, center: np.ndarray) -> Sieve:
+        """The same cuts, of rows that were about a center (d,), for these rows as they are."""
+        return Sieve(tuple(replace(cut, mean=cut.mean + np.nan_to_num(center)) for cut in self.cuts))
+
 
 @dataclass(frozen=True, eq=False)
 class Filled:

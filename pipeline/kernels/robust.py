@@ -297,7 +297,7 @@ def inflation(z: np.ndarray) -> float:
 
 def filter_tolerance(eps: float, n: int) -> float:
     """How large `inflation` may be: the 3 eps log(1/eps) of the certificate, and what n rows do by chance."""
-    return 1.0 + (3 * eps * np.log(1 / eps) if eps > 0 else 0.0) + 6 / np.sqrt(max(n, 1))
+    return 1.0 + (3 * eps * np.log(1 / eps) if eps > 0 else 0.0) + 8 / np.sqrt(max(n, 1))
 
 
 def tail_cutoff(distances: np.ndarray, level: float = 0.975) -> float:

@@ -145,11 +145,11 @@ class Filter:
         removed = max(state.total - found.n_samples, 0.0) / state.total
         certificate = self._certificate(state, removed)
         certificate, suspected = verified(certificate, found, state.sample[:, :-1], k, self.options.eps, removed)
+        sieve = state.sieve
         if isinstance(self.options.center, str) and state.center is not None:
             found = replace(found, mean=state.center, centered=True)
-        return Found(
-            found.truncate(k), certificate, removed, state.sieve, sample, measured=True, suspected=suspected
-        )
+            sieve, suspected = sieve.moved(state.center), suspected.moved(state.center)
+        return Found(found.truncate(k), certificate, removed, sieve, sample, measured=True, suspected=suspected)
 
     def _certificate(self, state: FilterState, removed: float) -> Certificate:
         assert state.sample is not None
@@ -191,7 +191,7 @@ def wider(X: Matrix, rank: Rank) -> Rank:
 
 def allowed_share(eps: float, n: int) -> float:
     """How many of n rows may be outlying to a scatter that bears more of them than eps: some that do not lie are."""
-    return 1.5 * eps + 0.5 / np.sqrt(max(n, 1))
+    return 1.5 * eps + 1 / np.sqrt(max(n, 1))
 
 
 def verified(
