@@ -20,7 +20,7 @@ from benchmarks.robust import ADVERSARIES, Planted, captured, sine
 from pipeline.errors import ConvergenceError, InputError, StoreError
 from pipeline.kernels.robust import examine, geometric_median, robust_scatter
 from pipeline.robust import METHODS
-from pipeline.robust.stream import StreamState
+from pipeline.robust.passing import StreamState
 
 ROWS = ("filter", "stream")
 RNG = np.random.default_rng(7)

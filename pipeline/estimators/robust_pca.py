@@ -29,9 +29,10 @@ from pipeline.provenance import provenance
 from pipeline.robust import METHODS, SEARCHES, Options, Robust
 from pipeline.robust.cuts import read_cuts
 from pipeline.robust.method import INNER, Certificate, looked
+from pipeline.robust.passing import StreamState, absorbed, answered, begun, looked_over
 from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, distances_of, scores_of
-from pipeline.robust.stream import Stream, StreamState, absorbed, answered, begun, looked_over, placed
+from pipeline.robust.stream import Stream, placed
 from pipeline.rowwise import RowFunction
 from pipeline.solvers import Settings
 from pipeline.subspace import Subspace

@@ -149,7 +149,9 @@ class Filter:
         if isinstance(self.options.center, str) and state.center is not None:
             found = replace(found, mean=state.center, centered=True)
             sieve, suspected = sieve.moved(state.center), suspected.moved(state.center)
-        return Found(found.truncate(k), certificate, removed, sieve, sample, measured=True, suspected=suspected)
+        return Found(
+            found.truncate(k), certificate, removed, sieve, sample, True, suspected=suspected, pulled=state.pulled
+        )
 
     def _certificate(self, state: FilterState, removed: float) -> Certificate:
         assert state.sample is not None
