@@ -49,7 +49,7 @@ class Factor:
         fresh = np.random.default_rng(0).standard_normal((k, len(self.root)))
         basis = np.vstack([guess, fresh]).T
         for _ in range(_STEPS):
-            basis = orthonormal(self.root @ basis)
+            basis = np.linalg.qr(self.root @ basis)[0]
         _, turn = eigh_descending(basis.T @ self.root @ basis, k)
         return (basis @ turn).T
 
@@ -101,10 +101,9 @@ def leading_rows(z: np.ndarray, rank: int, guess: np.ndarray | None = None) -> n
     start = np.random.default_rng(0).standard_normal((d, width)).astype(z.dtype)
     if guess is not None and len(guess):
         start[:, : min(len(guess), width - 4)] = guess[: width - 4].T
-    basis = orthonormal(start)
+    basis = start
     for _ in range(2):
-        basis = orthonormal(z.T @ (z @ basis.astype(z.dtype)))
-    basis = basis.astype(z.dtype)
+        basis = orthonormal(z.T @ (z @ basis)).astype(z.dtype)
     return leading_rows(z @ basis, rank) @ basis.T.astype(np.float64)
 
 

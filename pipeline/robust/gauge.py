@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline.folds.rowmaps import RowMap
 from pipeline.kernels.factor import Factor, factor_of_rows
-from pipeline.kernels.linalg import orthonormal
 from pipeline.kernels.robust import examine
 
 __all__ = ["Block", "Gauge"]
@@ -70,7 +69,7 @@ class Gauge:
         if not len(rows) or not self.eps:
             return everything
         many = min(self.k + _MORE, int(other.n) // 4)
-        lens = orthonormal(np.vstack([self.past[: self.k], other.directions(many, self.past)]).T)
+        lens = np.linalg.qr(np.vstack([self.past[: self.k], other.directions(many, self.past)]).T)[0]
         theirs = (self.known - self._middle) @ lens
         variance = np.square(theirs).mean(axis=0)
         some = variance > 1e-18 * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
