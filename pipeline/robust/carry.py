@@ -80,7 +80,8 @@ def read_state(store: str | PathLike[str]) -> StreamState:
         raise StoreError(f"{store} holds no state of a stream: give what its save() wrote")
     try:
         cuts = []
-        number, pulled = attrs.pop("cuts"), ()
+        number: int = attrs.pop("cuts")
+        pulled: tuple[Pulled, ...] = ()
         for i in range(number + ("pulled_center" in arrays)):
             last = arrays[f"cut_{i}_center"]
             cuts.append(Cut(arrays[f"cut_{i}_mean"], arrays[f"cut_{i}_lens"], last[:-1], float(last[-1])))

@@ -26,7 +26,7 @@ from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough", "filtered"]
+__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough", "filtered", "sifted", "verified"]
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
@@ -229,11 +229,17 @@ def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
         )
 
 
-def filtered(rows: np.ndarray, k: int, eps: float, center: bool, seed: int) -> Found:
-    """The answer of the filter for rows (m, d) in memory; raises as it does."""
+def sifted(rows: np.ndarray, k: int, eps: float, center: bool, seed: int) -> tuple[Filter, Matrix, FilterState]:
+    """The filter at its end, for rows (m, d) in memory; raises as it does."""
     method = Filter(Settings(Rank(k), center, seed=seed), Options("filter", eps, center))
     X = open_matrix(rows)
     at = method.begin(X, Start(), ())
     while method.done(at) is None:  # the driver's loop, on one block that is here
         at = method.step(X, at, method.fold(X, at).block(rows.copy(), (0, len(rows)), None, {}))
+    return method, X, at
+
+
+def filtered(rows: np.ndarray, k: int, eps: float, center: bool, seed: int) -> Found:
+    """The answer of the filter for rows (m, d) in memory; raises as it does."""
+    method, X, at = sifted(rows, k, eps, center, seed)
     return method.result(X, at)

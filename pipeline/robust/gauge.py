@@ -70,7 +70,7 @@ class Gauge:
             return everything
         many = min(self.k + _MORE, int(other.n) // 4)
         lens = np.linalg.qr(np.vstack([self.past[: self.k], other.directions(many, self.past)]).T)[0]
-        theirs = (self.known - self._middle) @ lens
+        theirs = self.known @ lens - self._middle @ lens
         variance = np.square(theirs).mean(axis=0)
         some = variance > 1e-18 * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
         if len(theirs) <= 2 * lens.shape[1] or not some.any():

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
-from pipeline.folds.rowmaps import Cut, Drawn, Pulled, Sieve
+from pipeline.folds.rowmaps import Cut, Drawn, Pulled, RowMap, Sieve
 from pipeline.kernels.factor import Factor, directions, factor_of_rows
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import center_and_spread, filter_tolerance
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.robust.filter import filtered, verified
+from pipeline.robust.filter import filtered, sifted, verified
 from pipeline.robust.gauge import Block, Gauge
 from pipeline.robust.method import Certificate, Found, Options, looked
 from pipeline.solvers import Settings
@@ -156,7 +156,7 @@ def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
 
 def gauge_of(state: StreamState) -> Gauge:
     """What rows are held against until the next look at the sample."""
-    maps = (Sieve(state.cuts), *state.pulled)
+    maps: tuple[RowMap, ...] = (Sieve(state.cuts), *state.pulled)
     known = state.sample.rows
     for apply in maps:
         known, _ = apply(known, np.arange(len(known)))
@@ -200,7 +200,7 @@ class Passed:
 def _with_cuts(state: StreamState) -> StreamState:
     """The state with cuts from its sample as it is now."""
     try:
-        found = _filtered(state, state.sample.rows)
+        _, _, found = sifted(state.sample.rows, state.k, state.eps, state.center, state.seed)
     except InputError:  # nothing varies so far, or nothing but rows that lie
         return replace(state, cuts=(), pulled=())
     return replace(state, cuts=found.sieve.cuts, pulled=found.pulled)
@@ -211,6 +211,7 @@ def looked_over(state: StreamState) -> StreamState:
     if state.factor is None or state.looked_at == state.seen:
         return state
     state, before = replace(_with_cuts(state), looked_at=state.seen), state.factor
+    assert before is not None
     known = gauge_of(state).known
     if _contradiction(state, before, known) <= filter_tolerance(state.eps, len(known)):
         return state
@@ -239,11 +240,6 @@ def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> floa
     return float(max(ratio.max(), 1 + shift.max() ** 2 if state.center else 1.0, few / max(along, 1e-300)))
 
 
-def _filtered(state: StreamState, rows: np.ndarray) -> Found:
-    """The answer of `filter` for rows in memory."""
-    return filtered(rows, state.k, state.eps, state.center, state.seed)
-
-
 def keys_of(state: StreamState, rows: np.ndarray) -> np.ndarray:
     return Drawn(0.0, state.seed).numbers(rows)
 
@@ -256,7 +252,7 @@ def answered(state: StreamState) -> Found:
     if state.factor is None:
         if state.seen <= state.k:
             raise ConvergenceError(f"{state.seen} rows have passed, too few for {state.k} components: go on")
-        return _filtered(state, state.sample.rows)
+        return filtered(state.sample.rows, state.k, state.eps, state.center, state.seed)
     state = looked_over(state)
     factor, k = state.factor, state.k
     assert factor is not None
