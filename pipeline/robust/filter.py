@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError
-from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, Pulled, RowMap, Sieve, Through, collected
+from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, Pulled, RowMap, Sieve, Through, collected, standardised
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation, normal_ball, outlying
 from pipeline.matrix import Matrix, open_matrix
@@ -26,10 +26,11 @@ from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["LOOKED_AT", "Filter", "FilterState", "check_enough", "filtered", "sifted", "verified"]
+__all__ = ["LOOKED_AT", "Filter", "FilterState", "bent", "check_enough", "filtered", "sifted", "verified"]
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
+_BENT = 0.05  # of the variance of honest rows, from which on components that miss it are wrong
 LOOKED_AT = 20_000  # rows of the sample
 
 
@@ -214,6 +215,31 @@ def verified(
     cuts = tuple(Cut(found.offset, lens @ w, c, threshold) for w, c, threshold in verdict.cuts)
     what = f"{100 * share:.3g} % of the rows are outlying to a scatter that bears half of them"
     return Certificate(False, f"{what}: more than eps={eps:g} promises"), Sieve(cuts)
+
+
+def bent(subspace: Subspace, rows: np.ndarray, eps: float, seed: int) -> str | None:
+    """Why a subspace is not that of the rows (m, d), a sample, that a filter keeps of them; None where it is.
+
+    Held against each other are the variances that both capture of these rows.
+    """
+    z = standardised(rows, np.zeros(rows.shape[1]), subspace.factor).astype(np.float64)
+    try:
+        _, _, at = sifted(z, subspace.k, eps, subspace.centered, seed)
+    except InputError:  # too few rows, or nothing but one
+        return None
+    assert at.found is not None
+    kept = z
+    maps: tuple[RowMap, ...] = (at.sieve, *at.pulled)
+    for apply in maps:
+        kept, _ = apply(kept, np.arange(len(kept)))
+    kept = kept - (kept.mean(axis=0) if subspace.centered else 0.0)
+    theirs = np.square(kept @ at.found.basis[: subspace.k].T).sum()
+    loss = 1 - float(np.square(kept @ subspace.basis.T).sum() / max(theirs, np.finfo(float).tiny))
+    if loss <= _BENT + np.count_nonzero(subspace.factor) / max(len(kept), 1):
+        return None
+    return (
+        f"{100 * loss:.2g} % less variance is captured of {len(kept)} rows that a filter keeps than by its components"
+    )
 
 
 def check_enough(X: Matrix, rank: Rank, eps: float) -> None:

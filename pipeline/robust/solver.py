@@ -16,7 +16,7 @@ from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Thro
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
 from pipeline.matrix import Matrix
 from pipeline.robust.cuts import written_cuts
-from pipeline.robust.filter import check_enough
+from pipeline.robust.filter import bent, check_enough
 from pipeline.robust.method import Certificate, Found, Method, Options, Start, looked
 from pipeline.robust.survey import Survey, sample_size, start_from
 from pipeline.solvers import Settings
@@ -101,7 +101,11 @@ class Robust:
         subspace = replace(found.subspace, weights=X.weights)
         if state.start.scale is not None:
             subspace = replace(subspace, scale=state.start.scale)
-        found = replace(found, subspace=subspace)
+        certificate, rows = found.certificate, state.start.sample
+        if found.judges_rows and certificate.holds and rows is not None:
+            why = bent(subspace, rows, self.options.eps, self.settings.seed)
+            certificate = certificate if why is None else Certificate(False, why)
+        found = replace(found, subspace=subspace, certificate=certificate)
         return replace(state, inner=None, found=found, reason=reason, sample=found.sample)
 
     def done(self, state: RobustState) -> str | None:
