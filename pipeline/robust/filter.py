@@ -30,7 +30,7 @@ __all__ = ["LOOKED_AT", "Filter", "FilterState", "bent", "check_enough", "filter
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
-_BENT = 0.05  # of the variance of honest rows, from which on components that miss it are wrong
+_BENT, _WARY = 0.03, 0.3  # variance of honest rows that components may miss; eps of the filter that says so
 LOOKED_AT = 20_000  # rows of the sample
 
 
@@ -220,11 +220,12 @@ def verified(
 def bent(subspace: Subspace, rows: np.ndarray, eps: float, seed: int) -> str | None:
     """Why a subspace is not that of the rows (m, d), a sample, that a filter keeps of them; None where it is.
 
-    Held against each other are the variances that both capture of these rows.
+    The filter may cut off half of the rows, whatever eps promises. Held against each other are the number that it cut
+    off and eps, and the variances that it and the subspace capture of the rest.
     """
     z = standardised(rows, np.zeros(rows.shape[1]), subspace.factor).astype(np.float64)
     try:
-        _, _, at = sifted(z, subspace.k, eps, subspace.centered, seed)
+        _, _, at = sifted(z, subspace.k, max(eps, _WARY), subspace.centered, seed)
     except InputError:  # too few rows, or nothing but one
         return None
     assert at.found is not None
@@ -232,10 +233,14 @@ def bent(subspace: Subspace, rows: np.ndarray, eps: float, seed: int) -> str | N
     maps: tuple[RowMap, ...] = (at.sieve, *at.pulled)
     for apply in maps:
         kept, _ = apply(kept, np.arange(len(kept)))
+    if 1 - len(kept) / len(z) > allowed_share(eps, len(z)):
+        return (
+            f"a filter cuts off {100 - 100 * len(kept) / len(z):.3g} % of {len(z)} rows: more than eps={eps:g} promises"
+        )
     kept = kept - (kept.mean(axis=0) if subspace.centered else 0.0)
     theirs = np.square(kept @ at.found.basis[: subspace.k].T).sum()
     loss = 1 - float(np.square(kept @ subspace.basis.T).sum() / max(theirs, np.finfo(float).tiny))
-    if loss <= _BENT + np.count_nonzero(subspace.factor) / max(len(kept), 1):
+    if loss <= _BENT + 0.5 * np.count_nonzero(subspace.factor) / max(len(kept), 1):
         return None
     return (
         f"{100 * loss:.2g} % less variance is captured of {len(kept)} rows that a filter keeps than by its components"
