@@ -80,6 +80,9 @@ def render(subspace: Subspace, scores: xr.DataArray | np.ndarray | None = None, 
     said = dict(subspace.provenance)
     passes, plan = said.pop("walks", None) or [], said.pop("plan", None)
     said.pop("cuts", None)  # of a filter: arrays, as text
+    robust = dict(said.get("robust") or {})
+    mapped = np.array(robust.pop("map", None) or np.zeros((0, 2)))
+    said |= {"robust": robust} if robust else {}
     modes = [
         {
             "number": j + 1,
@@ -103,6 +106,9 @@ def render(subspace: Subspace, scores: xr.DataArray | np.ndarray | None = None, 
         certificate=_certificate(subspace)[:MOST_ROWS],
         walks=_walks(passes)[:MOST_ROWS],
         walks_total=_walks([_sum(passes)])[0] if passes else None,
+        outliers=figures.outliers(mapped, (robust["score_cutoff"], robust["orthogonal_cutoff"]))
+        if len(mapped)
+        else None,
         walks_picture=figures.walks(passes) if passes else None,
         plan=None if plan is None else str(plan),
         provenance=[(name, _words(value)) for name, value in said.items()],

@@ -46,6 +46,7 @@ class FilterState:
     round: int = 1
     total: float = 0.0
     sample: np.ndarray | None = None
+    cut: np.ndarray | None = None
     inflation: float = 1.0
     center: np.ndarray | None = None
     reason: str | None = None
@@ -79,7 +80,9 @@ class Filter:
         if state.found is None:
             return Through(self._inner(X).fold(X, state.inner), (*maps, *state.pulled))
         drawn = Drawn(LOOKED_AT / max(state.found.n_samples, 1), self.settings.seed + state.round)
-        return Through(Collected(partial(looked, state.found), X.work_dtype), (*maps, drawn))
+        return Through(
+            Collected(partial(_looked_through, state.found, state.sieve), X.work_dtype), (*state.maps, drawn)
+        )
 
     def step(self, X: Matrix, state: FilterState, summary: Any) -> FilterState:
         if summary is None:
@@ -88,7 +91,9 @@ class Filter:
             )
         if state.found is None:
             return self._solved(X, state, summary)
-        return self._judged(X, state, collected(summary, state.found.k + 1))
+        seen = collected(summary, state.found.k + 2)
+        out = seen[:, -1] > 0
+        return self._judged(X, replace(state, cut=seen[out, :-1]), seen[~out, :-1])
 
     def _solved(self, X: Matrix, state: FilterState, summary: Any) -> FilterState:
         inner = self._inner(X)
@@ -139,10 +144,12 @@ class Filter:
     def result(self, X: Matrix, state: FilterState) -> Found:
         assert state.found is not None
         assert state.sample is not None
+        assert state.cut is not None
         found, rank = state.found, self.settings.rank
         k = found.k if rank.open else rank.most(X.shape[0], int(found.present.sum()))
-        beyond = np.square(state.sample[:, k:]).sum(axis=1)
-        sample = np.column_stack([state.sample[:, :k], np.sqrt(beyond)])
+        sample, cut = (
+            np.column_stack([rows[:, :k], np.linalg.norm(rows[:, k:], axis=1)]) for rows in (state.sample, state.cut)
+        )
         removed = max(state.total - found.n_samples, 0.0) / state.total
         certificate = self._certificate(state, removed)
         certificate, suspected = verified(certificate, found, state.sample[:, :-1], k, self.options.eps, removed)
@@ -151,7 +158,15 @@ class Filter:
             found = replace(found, mean=state.center, centered=True)
             sieve, suspected = sieve.moved(state.center), suspected.moved(state.center)
         return Found(
-            found.truncate(k), certificate, removed, sieve, sample, True, suspected=suspected, pulled=state.pulled
+            found.truncate(k),
+            certificate,
+            removed,
+            sieve,
+            sample,
+            True,
+            suspected=suspected,
+            pulled=state.pulled,
+            cut=cut,
         )
 
     def _certificate(self, state: FilterState, removed: float) -> Certificate:
@@ -173,6 +188,13 @@ class Filter:
         rank = self.settings.rank if self.alone else wider(X, self.settings.rank)
         center = self.settings.center and not isinstance(self.options.center, str)
         return inner_solver(X, replace(self.settings, rank=rank, center=center), self.options.solver)
+
+
+def _looked_through(found: Subspace, sieve: Sieve, rows: np.ndarray) -> np.ndarray:
+    """(m, k + 2) scores, distances, and 1 where a row is cut off."""
+    out = np.ones(len(rows))
+    out[sieve(rows, np.arange(len(rows)))[1]] = 0
+    return np.column_stack([looked(found, rows), out])
 
 
 @dataclass(frozen=True)

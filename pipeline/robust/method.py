@@ -81,6 +81,8 @@ class Found:
     """Leaves out the rows to be flagged that are in the answer, as eps does not allow to cut off more."""
     pulled: tuple[Pulled, ...] = ()
     """What rows that are kept were drawn in by."""
+    cut: np.ndarray | None = None
+    """As `sample`, of rows that were cut off; for pictures."""
 
 
 class Method(Protocol[St]):

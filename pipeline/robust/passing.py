@@ -271,13 +271,16 @@ def answered(state: StreamState) -> Found:
     )
     settings = Settings(Rank(k), state.center)
     subspace = answer.subspace(open_matrix(state.sample.rows), settings)
-    known, _ = Sieve(state.cuts)(state.sample.rows, np.arange(len(state.sample.rows)))
+    known, at = Sieve(state.cuts)(state.sample.rows, np.arange(len(state.sample.rows)))
+    cut = looked(subspace, np.delete(state.sample.rows, at, axis=0))
     removed = 1 - state.kept / state.seen if not state.restarts else 1 - len(known) / len(state.sample.rows)
     certificate = _certificate(state, removed)
     many = replace(subspace, components=factor.directions(k + 10), singular_values=np.ones(min(k + 10, state.width)))
     scores = looked(many, known)[:, :-1]
     certificate, suspected = verified(certificate, many, scores, k, state.eps, removed)
-    return Found(subspace, certificate, removed, sample=looked(subspace, known), measured=True, suspected=suspected)
+    return Found(
+        subspace, certificate, removed, sample=looked(subspace, known), measured=True, suspected=suspected, cut=cut
+    )
 
 
 def _certificate(state: StreamState, removed: float) -> Certificate:

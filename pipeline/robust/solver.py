@@ -26,7 +26,7 @@ from pipeline.subspace import Subspace
 __all__ = ["LEVEL", "Robust", "RobustState"]
 
 LEVEL = 0.975  # quantile of normal data that the cut-offs are
-_LOOKED_AT = 20_000
+_LOOKED_AT, _MAPPED = 20_000, 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +138,7 @@ class Robust:
             "outlier_fraction": float(fraction),
             "certificate": {"holds": bool(certificate.holds), "text": certificate.text},
             **cutoffs,
+            "map": _map(subspace, sample if found.cut is None else np.vstack([sample, found.cut])),
         }
         cuts = written_cuts(Sieve((*found.sieve.cuts, *found.suspected.cuts)))
         kept = {} if cuts is None else {"cuts": cuts}
@@ -169,6 +170,12 @@ class Robust:
             return X
         weights = np.nan_to_num(1 / start.scale, nan=1.0)
         return replace(X, weights=weights if X.weights is None else X.weights * weights)
+
+
+def _map(subspace: Subspace, sample: np.ndarray) -> list[list[float]]:
+    """Score distances and orthogonal distances of some rows, of all kinds, for the picture in a report."""
+    some = sample[np.linspace(0, len(sample) - 1, min(len(sample), _MAPPED)).astype(int)]
+    return [[float(f"{x:.4g}") for x in pair] for pair in distances_of(subspace, some)]
 
 
 def measured(subspace: Subspace, sample: np.ndarray) -> tuple[Subspace, np.ndarray]:
