@@ -146,7 +146,10 @@ class RobustPCA(PCA):
         if not isinstance(self.whiten, bool | np.bool_):
             raise InputError(f"whiten={self.whiten!r}: give True or False")
         if self.checkpoint is not None:
-            raise InputError("checkpoint is not offered for RobustPCA: leave it None")
+            raise InputError(
+                "checkpoint is not offered for RobustPCA, whose state holds maps of rows that no store knows: "
+                "leave it None; a stream goes on with partial_fit from what state_.save(path) wrote"
+            )
         return Settings(Rank(self.n_components), bool(self.center), None, "error", None, seed_of(self.random_state))
 
     def options(self) -> Options:
