@@ -21,7 +21,7 @@ from pipeline.federation.answers import answer
 from pipeline.federation.privacy import DP, Ledger
 from pipeline.federation.record import Record
 from pipeline.federation.site import Waiter
-from pipeline.jobs.seal import digest, opened, sealed
+from pipeline.jobs.seal import digest, load_public, opened, sealed
 from pipeline.store.messages import Messages
 from pipeline.store.read import Place
 
@@ -60,6 +60,8 @@ class Exchange:
     """Place and reason of every message that was refused."""
 
     def __post_init__(self) -> None:
+        for text in self.keys.values():
+            load_public(text)
         self._messages = Messages(self.store)
         self._number = 0
 
@@ -181,6 +183,7 @@ def serve(
     Record or None
         The last message; None where patience ended.
     """
+    load_public(coordinator)
     messages, memory, refused = Messages(store), {"ledger": state.ledger}, set()
     heard = time.monotonic()
     while patience is None or time.monotonic() - heard < patience:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import FederationError, InputError
 from pipeline.estimators import FederatedPCA
-from pipeline.federation import AGGREGATIONS, METHODS
+from pipeline.federation import METHODS
 from pipeline.federation.answers import subspace_from, subspace_record
 from pipeline.federation.privacy import DP
 from pipeline.federation.record import Record
@@ -23,7 +24,6 @@ from pipeline.store import save
 
 __all__ = ["FederationSpec", "SiteSpec", "load_federation", "load_site", "run_federation", "serve_site"]
 
-_METHODS = (*METHODS,)
 _PATH = "the path or URL of a store"
 
 
@@ -75,7 +75,7 @@ class FederatedModelSpec(_Spec):
     """The parameters of `FederatedPCA`."""
 
     n_components: int = Field(ge=1, description="an int of at least 1")
-    aggregation: str = Field(default="power", description=f"one of {', '.join(_METHODS)}")
+    aggregation: str = Field(default="power", description=f"one of {', '.join(METHODS)}")
     rounds: int | None = Field(default=None, ge=1, description="an int of at least 1")
     center: bool = Field(default=True, description="true or false")
     scale: Literal["std"] | None = Field(default=None, description="std")
@@ -86,11 +86,8 @@ class FederatedModelSpec(_Spec):
     random_state: int = Field(default=0, ge=0, description="an int of at least 0")
 
     @model_validator(mode="after")
-    def _known(self) -> FederatedModelSpec:
-        if self.aggregation not in _METHODS:
-            raise ValueError(f"aggregation is {self.aggregation!r}; expected one of {', '.join(_METHODS)}")
-        if self.secure and self.aggregation in AGGREGATIONS:
-            raise ValueError(f"secure sums cannot serve {self.aggregation}: take power, fedpg or fedpe")
+    def _checked(self) -> FederatedModelSpec:
+        FederatedPCA(**self.model_dump()).checked()
         return self
 
 
@@ -121,7 +118,18 @@ class FederationSpec(_Spec):
             raise ValueError("sites with a key need the sections exchange and key, of the coordinator")
         if self.quorum is not None and self.quorum > len(self.sites):
             raise ValueError(f"quorum is {self.quorum}; expected at most the {len(self.sites)} sites")
+        self.estimator().checked()
         return self
+
+    def estimator(self) -> FederatedPCA:
+        """What is to be fitted to the sites."""
+        return FederatedPCA(
+            **self.model.model_dump(),
+            privacy=None if self.privacy is None else self.privacy.to_dp(),
+            quorum=self.quorum,
+            timeout=self.timeout,
+            checkpoint=self.checkpoint,
+        )
 
 
 class SiteOutputSpec(_Spec):
@@ -171,13 +179,7 @@ def run_federation(spec: FederationSpec) -> FederatedPCA:
         keys = {name: s.key for name, s in spec.sites.items() if s.key is not None}
         exchange = Exchange(spec.exchange.path, load_key(spec.key), keys, spec.exchange.largest)
     sites = {name: _site(name, member, exchange) for name, member in spec.sites.items()}
-    model = FederatedPCA(
-        **spec.model.model_dump(),
-        privacy=None if spec.privacy is None else spec.privacy.to_dp(),
-        quorum=spec.quorum,
-        timeout=spec.timeout,
-        checkpoint=spec.checkpoint,
-    )
+    model = spec.estimator()
     over = [name for name, site in sites.items() if site.exchange is not None]
     try:
         model.fit(sites)
@@ -237,13 +239,15 @@ def _site(name: str, member: MemberSpec, exchange: Exchange | None) -> Site:
     if member.tls is not None:
         from distributed import Security
 
+        files = member.tls
+        for path in (files.ca, files.cert, files.key):
+            if not Path(path).is_file():
+                raise InputError(f"sites.{name}.tls: {path} is no file")
+        security = Security(
+            tls_ca_file=files.ca, tls_client_cert=files.cert, tls_client_key=files.key, require_encryption=True
+        )
         try:
-            security = Security(
-                tls_ca_file=member.tls.ca,
-                tls_client_cert=member.tls.cert,
-                tls_client_key=member.tls.key,
-                require_encryption=True,
-            )
+            security.get_connection_args("client")
         except OSError as error:
-            raise InputError(f"sites.{name}.tls: {error}") from error
+            raise InputError(f"sites.{name}.tls: {error}: give certificates and a key in PEM form") from error
     return Site(member.source, name=name, address=member.address, security=security)

@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -280,13 +280,17 @@ def _explain(kind: type[BaseModel], settings: Any, error: ValidationError) -> tu
     path = problem["loc"] if problem["type"] == "missing" else place
     section, field = kind, None
     inside: type[BaseModel] | None = kind
+    named = False  # a mapping of names to sections
     for key in path:
         if inside is None:
             break
+        if named:
+            named = False
+            continue
         section, field = inside, inside.model_fields.get(str(key))
         if field is None:
             return place, _unknown(str(key), path[:-1], section)
-        inside = _section(field.annotation)
+        inside, named = _section(field.annotation), get_origin(field.annotation) is dict
     dotted = ".".join(map(str, path))
     expected = field.description if field else "sections of keys"
     if problem["type"] == "missing":
