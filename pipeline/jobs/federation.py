@@ -18,7 +18,7 @@ from pipeline.federation.record import Record
 from pipeline.federation.site import Site
 from pipeline.jobs.exchange import END, Exchange, SiteState, serve
 from pipeline.jobs.run import check_outputs, open_source
-from pipeline.jobs.seal import load_key, public_text
+from pipeline.jobs.seal import load_key
 from pipeline.jobs.spec import SourceSpec, _Name, _Spec, load_spec
 from pipeline.store import save
 
@@ -209,7 +209,6 @@ def serve_site(spec: SiteSpec, told: Callable[[str], None]) -> str | None:
     if spec.output is not None:
         check_outputs([spec.output.model], spec.source.path, overwrite=spec.output.overwrite)
     key, X = load_key(spec.key), open_source(spec.source)
-    told(f"site {spec.name}: {X.shape[0]} samples x {X.shape[1]} features, key {public_text(key)}")
     last = serve(
         spec.name,
         X,
