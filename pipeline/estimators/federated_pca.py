@@ -320,6 +320,8 @@ class FederatedPCA(Components):
     def _method(self) -> Method[Any]:
         if not isinstance(self.aggregation, str) or self.aggregation not in METHODS:
             raise InputError(f"aggregation={self.aggregation!r}: choose one of {', '.join(map(repr, METHODS))}")
+        if not isinstance(self.options, Mapping | None):
+            raise InputError(f"options={self.options!r}: give a dict such as {{'trim': 0.2}}")
         options = dict(self.options or {})
         if self.secure:
             if self.aggregation in AGGREGATIONS:

@@ -146,7 +146,7 @@ def _believed(members: Members, agreed: Agreement, robust: bool) -> np.ndarray:
 
 
 def _members(subspaces: Sequence[Subspace], method: str, n_components: Any) -> tuple[Members, int]:
-    subspaces = list(subspaces)
+    subspaces = [subspaces] if isinstance(subspaces, Subspace) else list(subspaces)
     if not subspaces:
         raise InputError("there are no subspaces to aggregate")
     for j, s in enumerate(subspaces):
