@@ -65,7 +65,7 @@ def main() -> int:
     """Write the source, run the job, compare with the known answer; 0 when it is found, 1 when not."""
     spec = load_job(JOB)
     print(f"Writing {write_source(spec.source.path)} …")
-    print(f"Running {JOB.name} on {spec.cluster.workers if spec.cluster else 0} local processes …")
+    print(f"Running {JOB.name} with {spec.cluster.shown() if spec.cluster else 'threads'} …")
     result = run_job(spec)
     found = abs(float(xr.corr(score_of(str(result.scores)), nino34())))
     print(_told(spec.source.path, result, found))

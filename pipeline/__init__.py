@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline import errors as errors
     from pipeline.adjoint import dottest as dottest
-    from pipeline.estimators import PCA as PCA
-    from pipeline.estimators import AnomalyDetector as AnomalyDetector
-    from pipeline.estimators import FederatedPCA as FederatedPCA
-    from pipeline.estimators import RobustPCA as RobustPCA
-    from pipeline.estimators import TruncatedSVD as TruncatedSVD
+    from pipeline.estimators.anomaly_detector import AnomalyDetector as AnomalyDetector
+    from pipeline.estimators.federated_pca import FederatedPCA as FederatedPCA
+    from pipeline.estimators.pca import PCA as PCA
+    from pipeline.estimators.robust_pca import RobustPCA as RobustPCA
+    from pipeline.estimators.truncated_svd import TruncatedSVD as TruncatedSVD
     from pipeline.federation import DP as DP
     from pipeline.federation import Site as Site
     from pipeline.federation import aggregate as aggregate
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 # Where each public name lives. Names are imported at their first use: Dask, xarray and scikit-learn cost seconds,
 # and `import pipeline` (as `pipeline --help`) must not.
 _HOME = {
-    "AnomalyDetector": "pipeline.estimators",
+    "AnomalyDetector": "pipeline.estimators.anomaly_detector",
     "DP": "pipeline.federation",
-    "FederatedPCA": "pipeline.estimators",
+    "FederatedPCA": "pipeline.estimators.federated_pca",
     "Flag": "pipeline.flag",
     "Matrix": "pipeline.matrix",
     "Operator": "pipeline.sources",
-    "PCA": "pipeline.estimators",
-    "RobustPCA": "pipeline.estimators",
+    "PCA": "pipeline.estimators.pca",
+    "RobustPCA": "pipeline.estimators.robust_pca",
     "Site": "pipeline.federation",
     "Subspace": "pipeline.subspace",
-    "TruncatedSVD": "pipeline.estimators",
+    "TruncatedSVD": "pipeline.estimators.truncated_svd",
     "aggregate": "pipeline.federation",
     "dottest": "pipeline.adjoint",
     "errors": "pipeline.errors",

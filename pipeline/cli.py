@@ -31,7 +31,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 # Commands that have a module of their own: name to where it is.
-_ELSEWHERE = dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history")
+_ELSEWHERE = {
+    **dict.fromkeys(("log", "diff", "rollback", "tag", "expire", "update"), "pipeline.commands.history"),
+    **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "pipeline.commands.jobs"),
+    **dict.fromkeys(("doctor", "cluster"), "pipeline.commands.doctor"),
+    **dict.fromkeys(("report", "serve"), "pipeline.commands.page"),
+}
 
 
 class _OneSentence(click.Group):
@@ -118,6 +123,7 @@ _model_options = _several(
     click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of random numbers."),
 )
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
+_cluster = click.option("--cluster", metavar="FILE", help="Cluster instead: a YAML file, or a name in conf/clusters.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -186,18 +192,16 @@ def fit(
 @main.command()
 @click.argument("job", metavar="JOB.yaml")
 @_scheduler
+@_cluster
 @_overwrite
 @click.pass_context
-def run(ctx: click.Context, job: str, scheduler: str | None, overwrite: bool) -> None:
+def run(ctx: click.Context, job: str, scheduler: str | None, cluster: str | None, overwrite: bool) -> None:
     """Run the whole job that JOB.yaml describes."""
-    from pipeline.jobs.spec import ClusterSpec, load_job
+    from pipeline.jobs.cluster import meant
+    from pipeline.jobs.spec import load_job
 
     spec = load_job(job)
-    if scheduler:
-        spec = spec.model_copy(update={"cluster": ClusterSpec(address=scheduler)})
-    if overwrite:
-        spec = spec.model_copy(update={"output": spec.output.model_copy(update={"overwrite": True})})
-    _run(ctx, spec)
+    _run(ctx, spec.with_(meant(scheduler, cluster, spec.cluster), overwrite=overwrite))
 
 
 def _run(ctx: click.Context, job: JobSpec) -> None:
@@ -328,54 +332,6 @@ def inspect(model: str, scheduler: str | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, default=str))
     else:
         _print_model(facts)
-
-
-@main.command()
-@click.argument("model")
-@click.option("--out", required=True, metavar="FILE.html", help="HTML file to write.")
-@click.option("--scores", metavar="STORE", help="Scores as `transform` or `fit --scores` wrote them.")
-@click.option("--source", metavar="SOURCE", help="Samples whose scores are to be shown: they are computed now.")
-@_scheduler
-@_overwrite
-@click.pass_context
-def report(
-    ctx: click.Context,
-    model: str,
-    out: str,
-    scores: str | None,
-    source: str | None,
-    scheduler: str | None,
-    overwrite: bool,
-) -> None:
-    """Write an HTML page about MODEL.
-
-    Scree, maps of the modes, scores where given, certificate: one file that needs nothing else.
-    """
-    from pipeline.jobs.cluster import cluster_client
-    from pipeline.jobs.run import check_outputs, scores_of
-    from pipeline.jobs.spec import SourceSpec
-    from pipeline.report import write_report
-    from pipeline.store import load
-
-    if scores and source:
-        raise InputError("--scores and --source both give scores: choose one")
-    check_outputs([out], model, overwrite=overwrite)
-    subspace, shown = load(model), None if scores is None else _stored_scores(scores)
-    with cluster_client(scheduler), showing_progress(_quiet(ctx)):
-        if source is not None:
-            shown = scores_of(subspace, SourceSpec(path=source))
-        write_report(subspace, out, scores=shown)
-    click.echo(out)
-
-
-def _stored_scores(store: str) -> Any:
-    import xarray as xr
-
-    try:
-        with xr.open_zarr(store) as ds:
-            return ds["scores"].load()
-    except Exception as error:  # whatever the storage below raises, the way out is the same
-        raise StoreError(f"{store} holds no scores that can be read ({error}): write them with transform") from error
 
 
 def _facts(subspace: Subspace) -> dict[str, Any]:

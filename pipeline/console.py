@@ -78,6 +78,7 @@ class PlainLines:
     pace: Pace = field(default_factory=Pace)
     told: float = 0.0
     ended: str | None = None
+    tell: Callable[[str], None] = say
 
     def __call__(self, now: Progress) -> None:
         if self.pace.begins(now):
@@ -89,12 +90,12 @@ class PlainLines:
             self.ended = line
         elif self.pace.seconds - self.told >= _PLAIN_EVERY:
             self.told = self.pace.seconds
-            say(line)
+            self.tell(line)
 
     def close(self) -> None:
         """Tell the end of the last pass."""
         if self.ended:
-            say(self.ended)
+            self.tell(self.ended)
         self.ended = None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pipeline.kernels.blocks import doubled
 from pipeline.subspace import Subspace
 
 __all__ = ["Drift", "drift"]
@@ -81,14 +82,14 @@ def drift(a: Subspace, b: Subspace) -> Drift:
     [1, 0]
     """
     angles = a.distance(b)
-    overlap = np.asarray(a.basis, np.float64) @ np.asarray(b.basis, np.float64).T
+    overlap = np.asarray(a.basis, doubled(a.basis.dtype)) @ np.asarray(b.basis, doubled(b.basis.dtype)).conj().T
     rows, columns = linear_sum_assignment(-np.abs(overlap))
     partner, modes, ratio = np.full(a.k, -1), np.full(a.k, np.pi / 2), np.full(a.k, np.nan)
     partner[rows] = columns
     modes[rows] = [_angle(a.basis[i], b.basis[j]) for i, j in zip(rows, columns, strict=True)]
     before, now = a.explained_variance, b.explained_variance
     ratio[rows] = np.divide(now[columns], before[rows], out=np.full(rows.size, np.nan), where=before[rows] > 0)
-    inside = np.square(overlap).sum(axis=0)
+    inside = np.square(np.abs(overlap)).sum(axis=0)
     outside = float(now @ np.clip(1 - inside, 0, 1) / now.sum()) if now.sum() > 0 else 0.0
     moved = (np.where(b.present, b.mean, 0.0) - np.where(a.present, a.mean, 0.0)) * a.factor
     spread = np.sqrt(a.total_variance) if a.total_variance > 0 else 1.0
@@ -96,9 +97,10 @@ def drift(a: Subspace, b: Subspace) -> Drift:
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:
-    """Between two unit vectors up to sign; small angles keep their digits."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    b = b * np.copysign(1.0, a @ b)
+    """Between two unit vectors up to sign, or phase; small angles keep their digits."""
+    a, b = np.asarray(a, doubled(a.dtype)), np.asarray(b, doubled(b.dtype))
+    overlap = np.vdot(b, a)
+    b = b * (overlap / abs(overlap) if overlap else 1.0)
     return float(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b)))
 
 

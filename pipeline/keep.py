@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, NamedTuple
 
 from dask.delayed import Delayed
@@ -29,7 +29,7 @@ class Run:
 
     def __sizeof__(self) -> int:
         """Bytes of all blocks: by this Dask knows that work is to come to them, not they to the work."""
-        return sum(sizeof(vars(b.x) if hasattr(b.x, "__dict__") else b.x) for b in self.blocks)
+        return sum(_nbytes(b.x) for b in self.blocks)
 
 
 @dataclass
@@ -72,3 +72,10 @@ class Keep:
     def release(self) -> None:
         """Give the memory back."""
         self.runs, self.made_for = {}, None
+
+
+def _nbytes(made: Any) -> int:
+    """Bytes of what a block was made into."""
+    if isinstance(made, tuple):
+        return sum(map(_nbytes, made))
+    return int(sizeof(vars(made) if is_dataclass(made) else made))

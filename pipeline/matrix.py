@@ -123,6 +123,12 @@ class Matrix:
         stored = int(3 * self.density * across * self.block_height)  # entries and indices, in double precision
         return max(min(target, 3 * self.bytes_a_pass), stored)
 
+    def kept_nbytes(self, dtype: np.dtype[Any]) -> int:
+        """Bytes of a block while it is kept decoded; where little is stored, on the average."""
+        if not self.source.implicit:
+            return self.block_nbytes * dtype.itemsize // self.work_dtype.itemsize
+        return max(1, 2 * self.bytes_a_pass // max(self.n_blocks, 1))  # in double precision, with what is known of it
+
     def together(self, cuts: np.ndarray) -> np.ndarray:
         """Those of some cuts between which blocks that are not made dense are read at a time."""
         return self._implicit.together(self.side, cuts, self.block_bytes or _BLOCK_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.kernels.blocks import single
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.em import EM
+from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.sources.stream import Stream
@@ -115,11 +117,16 @@ def plan(X: Any, model: Any) -> Plan:
 
 
 def prepare(
-    X: Matrix, settings: Settings, solver: str, memory_limit: int | str | None, scores: bool = False
+    X: Matrix,
+    settings: Settings,
+    solver: str,
+    memory_limit: int | str | None,
+    scores: bool = False,
+    keeping: bool = True,
 ) -> Prepared:
     """Choose a solver, the height of the blocks and how many are kept; raises as `plan` does.
 
-    With `scores` one walk more, over what is kept, will follow those of the solver.
+    With `scores` one walk more, over what is kept, will follow those of the solver; without `keeping` nothing is.
     """
     settings.rank.most(*X.shape)
     at_work = crew()
@@ -131,7 +138,7 @@ def prepare(
             found: Any = SOLVERS[name](X, settings)
             if settings.missing == "em":
                 found = EM(found)
-            fits.append(_fit(X, found, at_work, limit, scores))
+            fits.append(_best_fit(X, found, at_work, limit, scores, keeping))
         except PlanError as error:
             refused.append(error)
     if not fits:
@@ -152,7 +159,7 @@ def prepare_solver(
 ) -> Prepared:
     """The height of the blocks for a solver that is chosen already; raises as `plan` does."""
     at_work = crew()
-    found = _fit(X, solver, at_work, _limit(memory_limit, at_work), scores)
+    found = _best_fit(X, solver, at_work, _limit(memory_limit, at_work), scores)
     return replace(found, plan=replace(found.plan, why=why))
 
 
@@ -167,7 +174,21 @@ def _why(name: str, X: Matrix) -> str:
     }[name]
 
 
-def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool) -> Prepared:
+def _best_fit(
+    X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool, keeping: bool = True
+) -> Prepared:
+    """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing."""
+    if keeping and isinstance(solver, Krylov) and solver.may_be_narrow(X):
+        with suppress(PlanError):
+            narrow = _fit(X, replace(solver, narrow=True), at_work, limit, scores)
+            if narrow.plan.blocks_kept == narrow.plan.n_blocks or (X.source.held and locally()):
+                return narrow
+    return _fit(X, solver, at_work, limit, scores, keeping)
+
+
+def _fit(
+    X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool, keeping: bool = True
+) -> Prepared:
     cost = solver.cost(X)
     if X.work_dtype.kind == "c":  # costs are counted in real numbers
         cost = replace(cost, summary_bytes=2 * cost.summary_bytes, client_bytes=2 * cost.client_bytes)
@@ -190,14 +211,23 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     again = cost.passes - 1 + scores  # passes that can do with what is kept
-    kept = min(_spare(X, at_work, limit, peak) // block, matrix.n_blocks) if again >= _WORTH_KEEPING or scores else 0
-    seconds = _seconds(matrix, cost, at_work)
+    worth, held = keeping and (again >= _WORTH_KEEPING or scores), matrix.kept_nbytes(matrix.work_dtype)
+    kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
+    if (
+        isinstance(solver, Krylov)
+        and solver.may_be_narrow(X)
+        and (kept == matrix.n_blocks or (X.source.held and locally()))
+    ):
+        narrow = _fit(X, replace(solver, narrow=True), at_work, limit, scores)
+        if narrow.plan.blocks_kept == kept:
+            return narrow
+    seconds = _seconds(matrix, cost, at_work, kept)
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
-        bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * kept * (matrix.bytes_a_pass // matrix.n_blocks),
-        peak_memory=int(peak + _ROUNDED_UP * -(-kept // at_work.workers) * block),
+        bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * (kept * matrix.bytes_a_pass // matrix.n_blocks),
+        peak_memory=int(peak + _ROUNDED_UP * -(-kept // at_work.workers) * held),
         blocks_kept=kept,
         seconds=seconds,
         n_blocks=matrix.n_blocks,
@@ -210,13 +240,13 @@ def _fit(X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, score
         tol=solver.settings.tol,
         open_ended=cost.open_ended,
     )
-    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * block)
+    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * held)
 
 
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
     """Bytes that all workers together can keep decoded beside their work."""
     small = X.bytes_a_pass < _WORTH_KEEPING_BYTES
-    if X.source.held or X.source.implicit or small or (at_work.client is None and not locally()):
+    if X.source.held or small or (at_work.client is None and not locally()):
         return 0
     if at_work.client is not None:  # Dask writes to disk what lies above: nothing of ours is to get there
         return at_work.workers * int(max((limit or 0) * _UNSPILLED - _INTERPRETER - peak, 0))
@@ -239,10 +269,11 @@ def _rounded_up(nbytes: int) -> str:
     return f"{-(-nbytes // unit)} {name}"
 
 
-def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:
+def _seconds(X: Matrix, cost: Cost, at_work: Crew, kept: int) -> float:
     if isinstance(X.source, Stream):
         return 0.0  # its length is not known
-    reading, complex_ = X.bytes_a_pass / speed.reading(X)[0], X.work_dtype.kind == "c"
+    reads = 1 + (cost.passes - 1) * (1 - kept / X.n_blocks)
+    reading, complex_ = reads * X.bytes_a_pass / speed.reading(X)[0], X.work_dtype.kind == "c"
     if X.source.implicit:
         computing = cost.flops * X.density / _SPARSE_FLOPS
     else:  # a complex multiplication is four
@@ -250,7 +281,7 @@ def _seconds(X: Matrix, cost: Cost, at_work: Crew) -> float:
         computing = cost.flops * (4 if complex_ else 1) / speed.multiplying(real)
     short = cost.summary_bytes / 8
     finishing = 3 * short**1.5 / speed.multiplying(8) if cost.passes < 3 else 0.0  # eigenvectors of the square matrix
-    return cost.passes * (reading + computing) / at_work.threads + finishing + 0.01
+    return (reading + cost.passes * computing) / at_work.threads + finishing + 0.01
 
 
 def _limit(memory_limit: int | str | None, at_work: Crew) -> int | None:

@@ -234,7 +234,7 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
         raise StoreError(f"{path} exists: pass overwrite=True (--overwrite) or choose another path")
     if path.exists() and not (path / "zarr.json").exists():
         raise StoreError(f"{path} is not a Zarr store, so it is not replaced: choose another path")
-    begun = path.with_name(f".{path.name}.partial")
+    begun = path.absolute().with_name(f".{path.name}.partial")  # workers may have another current directory
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(path):

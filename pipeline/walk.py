@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain, pairwise
+from threading import get_ident
 from typing import Any
 
 import dask
@@ -113,13 +114,13 @@ def walk(
     at_work = crew()
     few = summary_bytes > _LARGE_SUMMARY
     if implicitly(fold, matrix):  # where little is stored, summaries are soon the larger part
-        few = few or 8 * at_work.threads * summary_bytes > matrix.bytes_a_pass
+        few = few or 32 * at_work.threads * summary_bytes > matrix.bytes_a_pass
     # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
     ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
     runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else 8))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
-        lengths = keep.lengths(runs, matrix.block_height * matrix.shape[1 - matrix.side] * fold.dtype.itemsize)
+        lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
     walked = _Walk(matrix, fold, runs, lengths, uuid.uuid4().hex)
     heard = _listener(matrix, pass_number, passes)
     started = time.perf_counter()
@@ -256,7 +257,8 @@ class _Walk:
         if keep is None or not any(self.lengths) or not isinstance(self.fold, Preparing):
             return {}, False
         cut = self.matrix.side, tuple(self.runs), tuple(self.lengths)
-        return keep.take((self.fold.readiness, self.fold.dtype, cut), self._read)
+        made = None if implicitly(self.fold, self.matrix) else (self.fold.readiness, self.fold.dtype)
+        return keep.take((made, cut), self._read)
 
     def _read(self) -> dict[int, Delayed]:
         name = "read-" + self.token
@@ -385,7 +387,10 @@ def _told_by_workers(client: Any, token: str, heard: Callable[[float], None]) ->
 
 
 def _voice(token: str) -> Callable[[float], None]:
-    """How a task on a worker says what it has done, a few times a second; elsewhere nothing needs saying."""
+    """How a task on a worker says what it has done, a few times a second, and sees that nobody waits for it any more.
+
+    Elsewhere nothing needs saying.
+    """
     if "distributed.worker" not in sys.modules:
         return lambda positions: None
     from distributed import get_worker
@@ -395,10 +400,14 @@ def _voice(token: str) -> Callable[[float], None]:
     except ValueError:
         return lambda positions: None
     state = [time.monotonic(), 0.0]
+    # A thread that a task has started itself, as a site's does, has no task of its own.
+    task = worker.state.tasks.get(worker.active_threads.get(get_ident(), ""))
 
     def say(positions: float) -> None:
         state[1] += positions
         if time.monotonic() - state[0] > _TELL_EVERY:
+            if task is not None and task.state == "cancelled":  # Dask cannot stop a thread: it stops itself
+                raise CancelledError
             worker.log_event(token, state[1])
             state[0], state[1] = time.monotonic(), 0.0
 

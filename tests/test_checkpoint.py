@@ -93,6 +93,7 @@ METHODS = {
 def test_a_fit_goes_on_where_it_died(path: Path, tmp_path: Path, mortal: Mortal, method: str) -> None:
     model = PCA(4, checkpoint=str(tmp_path / "c"), **METHODS[method])
     whole = mortal.fit(model, blocks(path)).subspace_
+    assert model.plan_.blocks_kept == 0
     total, threads = mortal.read, os.cpu_count() or 1
     assert not (tmp_path / "c").exists()
     for last in sorted({1, 2, total // 2, total} if total < 150 else {total // 3}):

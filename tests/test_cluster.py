@@ -12,6 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import zarr
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster
@@ -19,6 +20,7 @@ from distributed import Client, LocalCluster
 from pipeline import PCA, open_matrix, plan
 from pipeline.folds.rows import shifted
 from pipeline.keep import Block, Run
+from pipeline.kernels.implicit import SparseBlock
 from pipeline.progress import Progress, listening
 
 SHAPE = (3_000, 80)
@@ -142,4 +144,6 @@ def test_kept_blocks_stay_with_their_workers(tmp_path, client) -> None:
 
 def test_dask_knows_how_large_kept_blocks_are() -> None:
     rows = shifted(np.ones((100, 1000)), None, None)
-    assert sizeof(Run((Block((0, 100), rows, 0.1), Block((100, 200), rows, 0.1)), 0.2)) > 2 * rows.x.nbytes
+    few = SparseBlock(sp.random_array((1000, 1000), density=0.1, format="csr"))
+    for made, nbytes in [(rows, rows.x.nbytes), ((rows, None), rows.x.nbytes), (few, 12 * few.array.nnz)]:
+        assert sizeof(Run((Block((0, 100), made, 0.1), Block((100, 200), made, 0.1)), 0.2)) > 2 * nbytes

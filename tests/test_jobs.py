@@ -12,9 +12,10 @@ import xarray as xr
 
 from pipeline.errors import InputError, PlanError, StoreError
 from pipeline.jobs.cluster import cluster_client
+from pipeline.jobs.clusters import read_cluster
 from pipeline.jobs.federation import load_federation, load_site
 from pipeline.jobs.run import check_outputs, make_estimator, open_source, run_job
-from pipeline.jobs.spec import ClusterSpec, JobSpec, ModelSpec, load_job, parse_job
+from pipeline.jobs.spec import JobSpec, ModelSpec, load_job, parse_job
 
 JOB = """\
 source:
@@ -181,7 +182,7 @@ def test_without_a_cluster_there_is_no_client() -> None:
 
 @pytest.mark.usefixtures("no_cluster_configured")
 def test_local_processes_and_the_ways_to_name_a_scheduler(capfd: pytest.CaptureFixture[str]) -> None:
-    with cluster_client(spec=ClusterSpec(workers=1)) as outer:
+    with cluster_client(spec=read_cluster({"workers": 1})) as outer:
         assert outer is not None
         address = outer.scheduler.address
         with cluster_client(address) as client:
@@ -210,15 +211,13 @@ def field(tmp_path: Path) -> xr.DataArray:
     return array
 
 
-@pytest.mark.parametrize("cluster", [None, {"workers": 1}], ids=["threads", "processes"])
-def test_a_whole_job(tmp_path: Path, field: xr.DataArray, cluster: dict[str, int] | None) -> None:
+def test_a_whole_job(tmp_path: Path, field: xr.DataArray) -> None:
     out = {"model": str(tmp_path / "eof.zarr"), "scores": str(tmp_path / "pc.zarr")}
     job = parse_job(
         {
             "source": {"path": str(tmp_path / "sst.zarr"), "select": {"lat": "1.0:3.0"}},
             "model": {"n_components": 2},
             "output": out,
-            "cluster": cluster,
         }
     )
     assert open_source(job.source).shape == (40, 15)

@@ -206,6 +206,24 @@ def test_sparse_data_costs_what_is_stored_of_it(tmp_path: Path) -> None:
     assert found.transform(source).shape == (200_000, 2)
 
 
+def test_sparse_blocks_are_read_once_and_multiplied_often(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    tastes = rng.dirichlet(np.full(1500, 0.02), 12)
+    x = sp.csr_array(rng.poisson(60 * tastes[rng.integers(0, 12, 20_000)]).astype("f4"))
+    path = stored(tmp_path / "many.zarr", x)
+    model = PCA(10, solver="krylov").fit(str(path))
+    read = [walk["bytes"] for walk in model.subspace_.provenance["walks"]]
+    assert model.plan_.blocks_kept == model.plan_.n_blocks
+    assert model.plan_.passes == len(read) > 8
+    assert model.plan_.bytes_read == read[0] == sum(read)
+    dense = x.toarray().astype(float)
+    values = np.sqrt(np.linalg.eigvalsh(20_000 * np.cov(dense.T, bias=True))[:-11:-1])
+    np.testing.assert_allclose(model.singular_values_, values, rtol=1e-6)
+    np.testing.assert_allclose(PCA(10, solver="krylov").fit(x).singular_values_, values, rtol=1e-6)
+    # With too little memory to keep the blocks they are wide, and passes are few.
+    assert plan(str(path), PCA(10, solver="krylov", memory_limit="125MB")).passes == 6
+
+
 def test_blocks_of_stored_rows_read_nothing_else(tmp_path: Path) -> None:
     matrix = open_matrix(stored(tmp_path / "x.zarr", sp.csr_array(X)))
     whole = np.asarray(matrix.source.data)

@@ -28,10 +28,11 @@ def log(model: str, as_json: bool) -> None:
     from pipeline.store import history, provenance_of
 
     told = history(model)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for version in sorted(told.versions, key=lambda v: -v.number):
         story = provenance_of(model, version)
-        source = story.get("source", {})
+        source = story.get("source")
+        source = source if isinstance(source, dict) else {"name": source}  # of a Subspace that somebody made by hand
         rows.append(
             {
                 "version": version.number,
@@ -43,6 +44,7 @@ def log(model: str, as_json: bool) -> None:
                 "tags": told.tags_of(version),
                 "path": version.path,
                 "source": source.get("name"),
+                "shape": source.get("shape"),
                 "content": source.get("content"),
                 "provenance": story,
             }
@@ -52,7 +54,7 @@ def log(model: str, as_json: bool) -> None:
         return
     for row in rows:
         mark, tags = "*" if row["head"] else " ", f" ({', '.join(row['tags'])})" if row["tags"] else ""
-        rows_seen = row["provenance"].get("source", {}).get("shape", ["?"])[0]
+        rows_seen = (row["shape"] or ["?"])[0]
         parent = f" from {row['parent']}" if row["parent"] is not None else ""
         click.echo(
             f"{mark}{row['version']:>4}  {row['id'][:12]}  {row['created'][:19]}  {row['kind']}{parent}{tags}: "

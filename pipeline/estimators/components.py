@@ -142,7 +142,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """The plan of a fit, and what it is carried out with; raises as `plan` does."""
         settings = self.settings()
         settings = settings if start is None else replace(settings, start=start)
-        return prepare(matrix, settings, self.solver, self.memory_limit, with_scores)
+        # What a checkpoint may begin with anywhere rests on nothing that a worker keeps.
+        return prepare(matrix, settings, self.solver, self.memory_limit, with_scores, self.checkpoint is None)
 
     def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
         X, found = ready.matrix, self.subspace_

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from os import PathLike
@@ -218,7 +218,8 @@ def _sample_dims(known: Sequence[str], subspace: Subspace) -> list[str] | None:
     inner = set(_inner(subspace))
     if inner and inner < set(known):
         return [d for d in known if d not in inner]
-    recorded = subspace.provenance.get("source", {}).get("sample_dims", [])
+    source = subspace.provenance.get("source")
+    recorded = source.get("sample_dims", []) if isinstance(source, Mapping) else []
     return [d for d in known if d in recorded] if recorded and set(recorded) < set(known) else None
 
 

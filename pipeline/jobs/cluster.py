@@ -1,22 +1,22 @@
-"""Where the work of a job runs: a scheduler that is running, local processes for the time of the job, or threads."""
+"""Which cluster the work of a command goes to: the one that is named, Dask's own setting, or none."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dask
 
-from pipeline.errors import PlanError
+from pipeline.jobs.clusters import Address, load_cluster
+from pipeline.jobs.spec import cluster_file
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.jobs.spec import ClusterSpec
 
-__all__ = ["cluster_client"]
+__all__ = ["cluster_client", "meant"]
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def cluster_client(address: str | None = None, spec: ClusterSpec | None = None) 
     address : str, optional
         Of a running scheduler; goes before everything else.
     spec : ClusterSpec, optional
-        An address, or how many local processes to start; goes before the scheduler address in Dask's configuration
+        From a job or a file of `conf/clusters`; goes before the scheduler address in Dask's configuration
         (`DASK_SCHEDULER_ADDRESS`).
 
     Yields
@@ -39,62 +39,29 @@ def cluster_client(address: str | None = None, spec: ClusterSpec | None = None) 
     Raises
     ------
     PlanError
-        When the scheduler does not answer within ten seconds, or local workers cannot be started.
+        When the scheduler does not answer within ten seconds, or workers cannot be started.
     """
-    if address is None:
-        address = spec.address if spec else dask.config.get("scheduler-address", None)
-    if address:
-        with _connected(address) as client:
-            yield client
-    elif spec:
-        with _local(spec) as client:
-            yield client
-    else:
+    cluster = meant(address, spec=spec)
+    if cluster is None:
         yield None
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Client]:
-    from distributed import Client
-    from distributed.comm import resolve_address
-
-    try:
-        resolve_address(address)  # a client of what is no address takes long to give up, and does so with a traceback
-        with _quiet():
-            # Not as default: one that cannot connect would stay the default for whatever runs later.
-            client = Client(address, timeout="10s", set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise PlanError(
-            f"the scheduler at {address} does not answer: check that it runs and that the address is right"
-        ) from error
-    with client, client.as_current():
+        return
+    with cluster.client() as client:
         yield client
 
 
-@contextmanager
-def _local(spec: ClusterSpec) -> Iterator[Client]:
-    from distributed import Client, LocalCluster
+def meant(address: str | None, file: str | None = None, spec: ClusterSpec | None = None) -> ClusterSpec | None:
+    """The cluster that is named: by an address (with the certificates beside it), by a file, in a job, or in Dask.
 
-    options: dict[str, Any] = {"threads_per_worker": spec.threads_per_worker or 1}
-    if spec.memory_limit is not None:
-        options["memory_limit"] = spec.memory_limit
-    try:
-        cluster = LocalCluster(
-            n_workers=spec.workers, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL, **options
-        )
-    except (OSError, RuntimeError) as error:
-        raise PlanError(f"{spec.workers} local workers cannot be started ({error}): ask for fewer") from error
-    with _quiet(), cluster, Client(cluster, set_as_default=False) as client, client.as_current():
-        yield client
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What Distributed logs about connections that end is no news to people who read one sentence of ours."""
-    log = logging.getLogger("distributed")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+    Raises
+    ------
+    InputError
+        When the file, or what it holds, is wrong.
+    """
+    if file is not None:
+        spec = load_cluster(cluster_file(file))
+    if address is None and spec is None:
+        address = dask.config.get("scheduler-address", None)
+    if not address:
+        return spec
+    tls = spec.tls if isinstance(spec, Address) and address.startswith("tls://") else None
+    return Address(address=address, tls=tls)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import FederationError, InputError
-from pipeline.estimators import FederatedPCA
+from pipeline.estimators.federated_pca import FederatedPCA
 from pipeline.federation import METHODS
 from pipeline.federation.answers import subspace_from, subspace_record
 from pipeline.federation.privacy import DP
@@ -19,7 +18,7 @@ from pipeline.federation.site import Site
 from pipeline.jobs.exchange import END, Exchange, SiteState, serve
 from pipeline.jobs.run import check_outputs, open_source
 from pipeline.jobs.seal import load_key
-from pipeline.jobs.spec import SourceSpec, _Name, _Spec, load_spec
+from pipeline.jobs.spec import SourceSpec, TLSSpec, _Name, _Spec, load_spec
 from pipeline.store import save
 
 __all__ = ["FederationSpec", "SiteSpec", "load_federation", "load_site", "run_federation", "serve_site"]
@@ -44,14 +43,6 @@ class PrivacySpec(_Spec):
     def to_dp(self) -> DP:
         """As `FederatedPCA` takes it."""
         return DP(self.epsilon, self.delta, self.row_norm)
-
-
-class TLSSpec(_Spec):
-    """Certificates for a Dask cluster over TLS."""
-
-    ca: _Name = Field(description="the path of the authority's certificate (PEM)")
-    cert: _Name = Field(description="the path of the client's certificate (PEM)")
-    key: _Name = Field(description="the path of the client's key (PEM)")
 
 
 class MemberSpec(_Spec):
@@ -234,19 +225,8 @@ def serve_site(spec: SiteSpec, told: Callable[[str], None]) -> str | None:
 def _site(name: str, member: MemberSpec, exchange: Exchange | None) -> Site:
     if member.address is None:
         return Site(exchange=exchange, name=name)
-    security = None
-    if member.tls is not None:
-        from distributed import Security
-
-        files = member.tls
-        for path in (files.ca, files.cert, files.key):
-            if not Path(path).is_file():
-                raise InputError(f"sites.{name}.tls: {path} is no file")
-        security = Security(
-            tls_ca_file=files.ca, tls_client_cert=files.cert, tls_client_key=files.key, require_encryption=True
-        )
-        try:
-            security.get_connection_args("client")
-        except OSError as error:
-            raise InputError(f"sites.{name}.tls: {error}: give certificates and a key in PEM form") from error
+    try:
+        security = None if member.tls is None else member.tls.security()
+    except InputError as error:
+        raise InputError(f"sites.{name}: {error}") from error
     return Site(member.source, name=name, address=member.address, security=security)

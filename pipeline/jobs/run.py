@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.estimators import PCA, AnomalyDetector, RobustPCA, TruncatedSVD
+from pipeline.estimators.anomaly_detector import AnomalyDetector
+from pipeline.estimators.pca import PCA
+from pipeline.estimators.robust_pca import RobustPCA
+from pipeline.estimators.truncated_svd import TruncatedSVD
 from pipeline.jobs.cluster import cluster_client
-from pipeline.jobs.spec import JobSpec, ModelSpec, SourceSpec, scalar
+from pipeline.jobs.spec import JobSpec, ModelSpec, OutputSpec, SourceSpec, scalar
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.plans import Plan
-from pipeline.store import history, save
+from pipeline.plans import Plan, plan
+from pipeline.store import history, load, save
 from pipeline.store.checkpoint import checkpoint_at
 from pipeline.store.head import ROOT
 from pipeline.store.read import is_icechunk, locate
@@ -26,7 +29,16 @@ from pipeline.subspace import Subspace
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["JobResult", "anomalies_of", "check_outputs", "make_estimator", "open_source", "run_job", "scores_of"]
+__all__ = [
+    "JobResult",
+    "anomalies_of",
+    "check_job",
+    "check_outputs",
+    "make_estimator",
+    "open_source",
+    "run_job",
+    "scores_of",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,14 @@ class JobResult:
     plan: Plan
 
 
-def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
+def check_job(spec: JobSpec, client: Client | None = None) -> Plan:
+    """What can be known of a job before any work: its plan; raises as `run_job` does before it begins."""
+    _place(spec, None)
+    with _working(spec, client):
+        return plan(open_source(spec.source), make_estimator(spec.model))
+
+
+def run_job(spec: JobSpec, *, client: Client | None = None, job: str | None = None) -> JobResult:
     """Fit the model of a job and write it, then its scores and report where they are asked for.
 
     Parameters
@@ -49,6 +68,9 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
         From `load_job` or `parse_job`.
     client : distributed.Client, optional
         Of the cluster to work on; default: the job's own cluster, else the one in Dask's configuration, else threads.
+    job : str, optional
+        The id of a submitted job, which the model then carries: where it is there already, as the job was killed after
+        that, it is not fitted again.
 
     Raises
     ------
@@ -63,25 +85,25 @@ def run_job(spec: JobSpec, *, client: Client | None = None) -> JobResult:
         When the accuracy asked for is not reached.
     """
     output = spec.output
-    check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=output.overwrite)
-    _check_apart(spec)
-    place = f"icechunk:{output.model}" if output.store == "icechunk" else output.model
-    head = _head_of(place, output.overwrite)
-    with ExitStack() as stack:
-        if client is None:
-            stack.enter_context(cluster_client(spec=spec.cluster))
-        else:
-            stack.enter_context(client.as_current())
+    place, head, done = _place(spec, job)
+    if done is not None:  # so is what stands beside it
+        output = output.model_copy(update={"overwrite": True})
+    with _working(spec, client):
         matrix = open_source(spec.source)
         # The checkpoint goes when the model is stored, not before.
         with checkpoint_at(spec.model.checkpoint) as checkpoint:
-            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint).fit(matrix, start=spec.model.start)
-            save(estimator.subspace_, place, overwrite=output.overwrite, parent=head)
+            estimator = make_estimator(spec.model).set_params(checkpoint=checkpoint)
+            if done is None:
+                done, planned = estimator.fit(matrix, start=spec.model.start).subspace_, estimator.plan_
+                done = replace(done, provenance={**done.provenance, "job": job}) if job else done
+                save(done, place, overwrite=output.overwrite, parent=head)
+            else:
+                estimator, planned = estimator.from_subspace(done), plan(matrix, estimator)
         try:
-            _write_products(spec, matrix, estimator)
+            _write_products(spec.name, output, matrix, estimator, place)
         except PipelineError as error:
             raise StoreError(f"{error} (the model itself is complete in {output.model})") from error
-    return JobResult(output.model, output.scores, output.report, estimator.subspace_, estimator.plan_)
+    return JobResult(output.model, output.scores, output.report, done, planned)
 
 
 def open_source(spec: SourceSpec) -> Matrix:
@@ -214,11 +236,40 @@ def _head_of(output: str, overwrite: bool) -> str | None:
     return head
 
 
-def _write_products(spec: JobSpec, matrix: Matrix, estimator: PCA | TruncatedSVD) -> None:
-    output, scores = spec.output, None
+def _place(spec: JobSpec, job: str | None) -> tuple[str, str | None, Subspace | None]:
+    """Where the model goes, the version that it is to follow, and the model where this very job has published it."""
+    output = spec.output
+    place = f"icechunk:{output.model}" if output.store == "icechunk" else output.model
+    done = None if job is None else _published(place, job)
+    overwrite = output.overwrite or done is not None
+    check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=overwrite)
+    _check_apart(spec)
+    return place, _head_of(place, overwrite), done
+
+
+def _published(place: str, job: str) -> Subspace | None:
+    try:
+        found = load(place)
+    except StoreError:
+        return None  # nothing is there, or what is wrong is told when it is written to
+    return found if found.provenance.get("job") == job else None
+
+
+@contextmanager
+def _working(spec: JobSpec, client: Client | None) -> Iterator[None]:
+    with cluster_client(spec=spec.cluster) if client is None else client.as_current():
+        yield
+
+
+def _write_products(
+    name: str | None, output: OutputSpec, matrix: Matrix, estimator: PCA | TruncatedSVD, place: str
+) -> None:
+    scores, distances = None, None
     if output.scores is not None:
         scores = estimator.transform(matrix, out=output.scores, overwrite=output.overwrite)
     if output.report is not None:
         from pipeline.report import write_report  # Matplotlib takes a second to import
 
-        write_report(estimator.subspace_, output.report, scores=scores, title=spec.name)
+        if isinstance(estimator, RobustPCA) and scores is not None:
+            distances = estimator.distances(matrix)
+        write_report(estimator.subspace_, output.report, scores=scores, title=name, distances=distances, model=place)

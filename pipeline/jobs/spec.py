@@ -10,15 +10,20 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from pipeline.errors import InputError
+from pipeline.jobs.secrets import WAY_OUT, secret_in
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = [
     "ClusterSpec",
@@ -27,6 +32,7 @@ __all__ = [
     "OutputSpec",
     "Range",
     "SourceSpec",
+    "TLSSpec",
     "load_job",
     "load_spec",
     "parse_job",
@@ -157,24 +163,64 @@ class OutputSpec(_Spec):
     scores: _Name | None = Field(default=None, description="the path or URL of the store to write")
     report: _Name | None = Field(default=None, description="the path of the HTML file to write")
     store: Literal["zarr", "icechunk"] = Field(default="zarr", description="zarr or icechunk")
+    jobs: _Name | None = Field(default=None, description="the path or URL of the store of what submitted jobs tell")
     overwrite: bool = Field(default=False, description="true or false")
 
 
+class TLSSpec(_Spec):
+    """Certificates for a Dask cluster over TLS: places of files, never what is in them."""
+
+    ca: _Name = Field(description="the path of the authority's certificate (PEM)")
+    cert: _Name = Field(description="the path of the client's certificate (PEM)")
+    key: _Name = Field(description="the path of the client's key (PEM)")
+
+    def security(self) -> Any:
+        """As `distributed` takes them; raises InputError when a file cannot be used."""
+        from distributed import Security
+
+        try:
+            security = Security(
+                tls_ca_file=self.ca, tls_client_cert=self.cert, tls_client_key=self.key, require_encryption=True
+            )
+            security.get_connection_args("client")  # reads the files
+        except OSError as error:
+            lost = next((p for p in (self.ca, self.cert, self.key) if not Path(p).is_file()), None)
+            fault = "they do not fit together, or are no PEM" if lost is None else f"{lost} does not exist"
+            raise InputError(f"the certificates tls.ca, tls.cert and tls.key cannot be used: {fault}") from error
+        return security
+
+
 class ClusterSpec(_Spec):
-    """A running scheduler by its address, or local processes for the time of the job."""
+    """Where the work runs: a kind of cluster, of which each has a file of its own in `pipeline.jobs.clusters`."""
 
-    address: _Name | None = Field(default=None, description="the address of a scheduler, such as tcp://host:8786")
-    workers: int | None = Field(default=None, ge=1, description="an int of at least 1")
-    threads_per_worker: int | None = Field(default=None, ge=1, description="an int of at least 1")
-    memory_limit: _Bytes | None = Field(default=None, description="bytes a worker, or a size such as 2GB")
+    kind: str
 
-    @model_validator(mode="after")
-    def _running_or_local(self) -> ClusterSpec:
-        if (self.address is None) == (self.workers is None):
-            raise ValueError("give either address, of a running scheduler, or workers, of a local cluster")
-        if self.address is not None and self.model_fields_set - {"address"}:
-            raise ValueError("threads_per_worker and memory_limit are for a local cluster: leave them out with address")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
+        if cls is not ClusterSpec or isinstance(value, ClusterSpec):
+            return validate(value)
+        from pipeline.jobs.clusters import kind_of  # its kinds are made of what is here
+
+        if isinstance(value, str):
+            return load_spec(ClusterSpec, cluster_file(value))
+        kind, settings = kind_of(value)
+        try:
+            return kind.model_validate(settings)
+        except ValidationError as error:
+            raise _Inside(kind, error) from error
+
+    def client(self, stays: bool = False) -> AbstractContextManager[Client]:
+        """A client of the cluster, started where need be, and gone after it unless it `stays`."""
+        raise NotImplementedError
+
+    def again(self, client: Client) -> ClusterSpec:
+        """What finds the same cluster again that a client works with."""
         return self
+
+    def shown(self) -> str:
+        """What is asked of the system that starts it, as that system reads it."""
+        raise NotImplementedError
 
 
 class JobSpec(_Spec):
@@ -184,7 +230,25 @@ class JobSpec(_Spec):
     source: SourceSpec = Field(description="a section of keys such as path")
     model: ModelSpec = Field(default=ModelSpec(), description="a section of keys such as n_components")
     output: OutputSpec = Field(description="a section of keys such as model")
-    cluster: ClusterSpec | None = Field(default=None, description="a section of keys such as workers")
+    cluster: SerializeAsAny[ClusterSpec] | None = Field(
+        default=None, description="a section of keys such as workers, or a file such as conf/clusters/local.yaml"
+    )
+
+    def with_(self, cluster: ClusterSpec | None, *, overwrite: bool = False) -> JobSpec:
+        """The same job on another cluster, and where asked for in the place of what is there."""
+        output = self.output.model_copy(update={"overwrite": overwrite or self.output.overwrite})
+        return self.model_copy(update={"cluster": cluster, "output": output})
+
+
+def cluster_file(name: str) -> str:
+    """The file that is meant: one by its path, or one of conf/clusters by its name."""
+    folder = Path("conf/clusters")
+    for path in (Path(name), folder / name, folder / f"{name}.yaml"):
+        if path.is_file():
+            return str(path)
+    there = sorted(p.stem for p in folder.glob("*.yaml"))
+    known = f"in {folder} are {', '.join(there)}" if there else f"and there is no {folder} in the current directory"
+    raise InputError(f"there is no cluster file {name}: give the path of a YAML file; {known}")
 
 
 S = TypeVar("S", bound=_Spec)
@@ -197,6 +261,9 @@ def parse_job(settings: Mapping[str, Any]) -> JobSpec:
 
 def parse(kind: type[S], settings: Mapping[str, Any]) -> S:
     """A section of a job from its settings; raises InputError that names the first setting that is wrong."""
+    secret = secret_in(settings)
+    if secret is not None:
+        raise InputError(f"{'.'.join(map(str, secret))} {WAY_OUT}")
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
@@ -242,6 +309,9 @@ def load_spec(kind: type[S], path: str | PathLike[str]) -> S:
         what = "is empty" if settings is None else "holds no keys"
         needed = [key for key, field in kind.model_fields.items() if field.is_required()]
         raise InputError(f"{name} {what}: it needs the sections {', '.join(needed[:-1])} and {needed[-1]}")
+    secret = secret_in(settings)
+    if secret is not None:
+        raise InputError(f"{name} line {_line(root, secret)}: {'.'.join(map(str, secret))} {WAY_OUT}")
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
@@ -272,11 +342,24 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _explain(kind: type[BaseModel], settings: Any, error: ValidationError) -> tuple[tuple[Any, ...], str]:
+class _Inside(ValueError):
+    """What is wrong in a section whose kind only its content told."""
+
+    def __init__(self, kind: type[BaseModel], error: ValidationError) -> None:
+        super().__init__(kind, error)
+        self.kind, self.error = kind, error
+
+
+def _explain(
+    kind: type[BaseModel], settings: Any, error: ValidationError, above: tuple[Any, ...] = ()
+) -> tuple[tuple[Any, ...], str]:
     """Where the first problem lies and the sentence that tells it; a wrong key before what it leaves missing."""
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda p: p["type"] not in ("extra_forbidden", "invalid_key"))
     place, value = _given(settings, problem["loc"])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, _Inside):
+        return _explain(cause.kind, value, cause.error, (*above, *place))
     path = problem["loc"] if problem["type"] == "missing" else place
     section, field = kind, None
     inside: type[BaseModel] | None = kind
@@ -289,14 +372,14 @@ def _explain(kind: type[BaseModel], settings: Any, error: ValidationError) -> tu
             continue
         section, field = inside, inside.model_fields.get(str(key))
         if field is None:
-            return place, _unknown(str(key), path[:-1], section)
+            return (*above, *place), _unknown(str(key), (*above, *path[:-1]), section)
         inside, named = _section(field.annotation), get_origin(field.annotation) is dict
-    dotted = ".".join(map(str, path))
+    dotted, place = ".".join(map(str, (*above, *path))), (*above, *place)
     expected = field.description if field else "sections of keys"
     if problem["type"] == "missing":
         return place, f"{dotted} is missing; expected {expected}"
     if problem["type"] == "value_error" and inside is not None:
-        return place, str(problem["ctx"]["error"])
+        return place, str(cause)
     return place, f"{dotted} is {reprlib.repr(value)}; expected {expected}"
 
 
@@ -315,7 +398,8 @@ def _given(settings: Any, loc: Iterable[Any]) -> tuple[tuple[Any, ...], Any]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    kinds = (annotation, *get_args(annotation))
+    kinds = [annotation, *get_args(annotation)]
+    kinds += [inner for kind in kinds for inner in get_args(kind)]  # of what is annotated inside a union
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.driver import check_entries
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators import PCA, TruncatedSVD
+from pipeline.estimators.pca import PCA
+from pipeline.estimators.truncated_svd import TruncatedSVD
 from pipeline.folds import Content, Witness
 from pipeline.folds.factors import RowFactor
 from pipeline.jobs.run import open_source

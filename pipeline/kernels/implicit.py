@@ -7,6 +7,7 @@ matrices. They compute in double precision, so that what centring takes out afte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,6 +114,9 @@ class SparseBlock:
         self.shape: tuple[int, int] = array.shape
         self.dtype: np.dtype[Any] = wide
 
+    def __sizeof__(self) -> int:
+        return sum(part.nbytes for part in (self.array.data, self.array.indices, self.array.indptr))
+
     def times(self, thin: np.ndarray) -> np.ndarray:
         return _product(self.array, thin)
 
@@ -122,7 +126,11 @@ class SparseBlock:
         return _product(self.array.T, thin.conj()).conj()
 
     def sums(self, weights: np.ndarray | None = None) -> np.ndarray:
-        return self.array.T @ (np.ones(self.shape[0]) if weights is None else weights)
+        return self._sums if weights is None else self.array.T @ weights
+
+    @cached_property  # a block that is kept is asked again in every pass
+    def _sums(self) -> np.ndarray:
+        return self.array.T @ np.ones(self.shape[0])
 
     def squares(self, weights: np.ndarray | None = None, about: np.ndarray | None = None) -> np.ndarray:
         w = np.ones(self.shape[0]) if weights is None else weights
@@ -154,12 +162,20 @@ class SparseBlock:
         out -= middle.conj().T - float(weights @ magnitudes(about))
 
     def shifted(self) -> tuple[SparseBlock, np.ndarray]:
+        return self._shifted
+
+    @cached_property
+    def _shifted(self) -> tuple[SparseBlock, np.ndarray]:
         columns = self._columns()
         full = np.bincount(columns, minlength=self.shape[1]) == max(self.shape[0], 1)
         pilot = np.where(full, self.sums() / max(self.shape[0], 1), 0.0)
         return (SparseBlock(self._like(self.array.data - pilot[columns])) if full.any() else self), pilot
 
     def absent(self) -> np.ndarray:
+        return self._absent
+
+    @cached_property
+    def _absent(self) -> np.ndarray:
         wrong = ~np.isfinite(self.array.data)
         none = np.zeros(self.shape[1], bool)
         if not wrong.any():

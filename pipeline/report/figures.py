@@ -1,24 +1,31 @@
-"""Figures of a report: each function draws one picture of a subspace and gives it back as an inline PNG with its words.
-
-Drawn with matplotlib's objects on the Agg canvas, never through pyplot: nothing global is set, no figure stays open.
-"""
+"""Figures of a report: each function draws one picture of a subspace, as an inline PNG with its words."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.labels import Labels
+from pipeline.report.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    PALE,
+    RED,
+    SAND,
+    WIDTH,
+    Picture,
+    blank,
+    dates,
+    name_axes,
+    picture,
+    plain,
+)
 from pipeline.report.layout import Axis, Sheet, sheet
 
 if TYPE_CHECKING:
@@ -28,57 +35,64 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "cumulative", "effect", "mode", "outliers", "score", "scree", "walks"]
 
-INK, BLUE, RED, SAND, GREY = "#333a41", "#3b6ea5", "#b5493a", "#d9a441", "#bcc1c6"
-WIDTH = 5.2  # inches; what one column of the page shows
 MOST_POINTS = 4000  # of a line; more are drawn as a band between smallest and largest
 MOST_BARS = 40
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image: a data URI, what it shows for who cannot see it, and a remark for everybody."""
-
-    uri: str
-    alt: str
-    note: str = ""
-
-
 def scree(subspace: Subspace) -> Picture:
-    """Draw the share of the variance of each mode."""
+    """Draw the share of the variance of each mode, with what the certificate says of it.
+
+    Whiskers end where an eigenvalue of the data must lie between (residual times the share, for a symmetric matrix);
+    modes that are not separated from what follows are pale.
+    """
     share = 100 * subspace.explained_variance_ratio
-    figure, (ax,) = _figure(2.5)
+    figure, (ax,) = blank(2.5)
     number = np.arange(1, share.size + 1)
-    ax.bar(number, share, width=0.72, color=BLUE)
+    separated = subspace.angle_bounds < np.pi / 2
+    ax.bar(number, share, width=0.72, color=[BLUE if s else PALE for s in separated])
+    error = np.nan_to_num(100 * _eigenvalue_bounds(subspace), posinf=100.0)
+    seen, top = error > 0.01 * share.max(initial=0.0), share + error
+    if seen.any():
+        ends = np.minimum(error, share)[seen], error[seen]
+        ax.errorbar(number[seen], share[seen], ends, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
     if share.size <= 12:
-        for x, y in zip(number, share, strict=True):
-            ax.annotate(f"{y:.3g}", (x, y), (0, 2), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
-    ax.margins(y=0.12)
+        for x, y, over in zip(number, share, top, strict=True):
+            ax.annotate(f"{y:.3g}", (x, over), (0, 2), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
+    ax.set_ylim(0, max(1.15 * top.max(initial=0.0), 1e-9))
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    _name(ax, "mode", "% of the variance")
+    name_axes(ax, "mode", "% of the variance")
+    notes = [
+        "Whiskers: an exact variance lies within." if seen.any() else "Certified bounds are too narrow to be seen."
+    ]
+    notes += [] if separated.all() else ["Pale: not separated from what follows."]
     shown = ", ".join(f"{y:.3g}" for y in share[:6])
-    return _picture(figure, f"Bars: per cent of the variance of each mode: {shown}{', …' if share.size > 6 else ''}.")
+    words = f"Bars: per cent of the variance of each mode: {shown}{', …' if share.size > 6 else ''}."
+    return picture(figure, words, " ".join(notes))
+
+
+def _eigenvalue_bounds(subspace: Subspace) -> np.ndarray:
+    """(k,) how far an exact eigenvalue may lie from each variance, as shares of the total one; zeros without any."""
+    whole = subspace.dof * subspace.total_variance
+    squares = np.square(subspace.singular_values, dtype=np.float64)
+    return subspace.residual * squares / whole if whole > 0 else np.zeros(subspace.k)
 
 
 def cumulative(subspace: Subspace) -> Picture:
     """Draw the variance that the first modes explain together, and what stays unexplained."""
     total = np.append(0.0, np.cumsum(100 * subspace.explained_variance_ratio))
-    figure, (ax,) = _figure(2.5)
+    figure, (ax,) = blank(2.5)
     number = np.arange(total.size)
     ax.fill_between(number, total, 100, color=GREY, alpha=0.45, linewidth=0)
     ax.plot(number, total, color=BLUE, linewidth=1.8, marker="o" if total.size <= MOST_BARS else "", markersize=4)
     left = max(100 - float(total[-1]), 0.0)
-    words, below = f"{left:.3g} % unexplained", total[-1] > 50
-    at = (-4, -8 if below else 8)
-    ax.annotate(
-        words, (number[-1], total[-1]), at, textcoords="offset points", ha="right", va="top" if below else "bottom"
-    )
+    ax.annotate(f"{left:.3g} % unexplained", (0.02, 0.94), xycoords="axes fraction", va="top", color=INK, fontsize=8.5)
     ax.set(xlim=(0, number[-1] * 1.02), ylim=(0, 101))
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    _name(ax, "first modes together", "% of the variance")
+    name_axes(ax, "first modes together", "% of the variance")
     words = (
         f"the first {total.size - 1} modes explain {total[-1]:.4g} % of the variance, {left:.3g} % stays unexplained"
     )
-    return _picture(figure, f"Line: {words}.")
+    return picture(figure, f"Line: {words}.")
 
 
 def effect(subspace: Subspace, j: int) -> np.ndarray:
@@ -118,7 +132,7 @@ def score(subspace: Subspace, scores: xr.DataArray, j: int) -> Picture:
     rows = _drawn(scores.isel(mode=j).transpose(*others, dim).values)
     rows = rows.reshape(-1, scores.sizes[dim]).astype(float) / spread
     order = np.argsort(axis.values, kind="stable")
-    figure, (ax,) = _figure(1.7)
+    figure, (ax,) = blank(1.7)
     x, note = axis.values[order], ""
     for row in rows[:20]:
         note = _trace(ax, x, row[order], filled=len(rows) == 1)
@@ -126,26 +140,26 @@ def score(subspace: Subspace, scores: xr.DataArray, j: int) -> Picture:
         note = f"One line for each of {' x '.join(map(str, others))} ({min(len(rows), 20)} of {len(rows)}). {note}"
     ax.axhline(0, color=INK, linewidth=0.6)
     ax.margins(x=0)
-    _dates(ax, x)
-    _name(ax, "" if x.dtype.kind == "M" else axis.label, "score (s.d.)")
+    dates(ax, x)
+    name_axes(ax, "" if x.dtype.kind == "M" else axis.label, "score (s.d.)")
     finite = rows[np.isfinite(rows)]
     ends = f"from {finite.min():.2g} to {finite.max():.2g} standard deviations" if finite.size else "no values"
-    return _picture(figure, f"Score of mode {j + 1} along {axis.name}: {ends}.", note)
+    return picture(figure, f"Score of mode {j + 1} along {axis.name}: {ends}.", note)
 
 
 def walks(passes: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw the thread seconds that each pass spent reading and computing."""
     reading, computing = (np.array([float(p.get(k) or 0) for p in passes]) for k in ("read_seconds", "compute_seconds"))
-    figure, (ax,) = _figure(0.75 + 0.3 * min(len(passes), 8))
+    figure, (ax,) = blank(0.75 + 0.3 * min(len(passes), 8))
     number = np.arange(1, len(passes) + 1)
     ax.barh(number, reading, height=0.6, color=SAND, label="reading and decoding")
     ax.barh(number, computing, left=reading, height=0.6, color=BLUE, label="computing")
     ax.set_ylim(len(passes) + 0.6, 0.4)
     ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
-    _name(ax, "seconds, summed over threads", "pass")
+    name_axes(ax, "seconds, summed over threads", "pass")
     words = f"reading {reading.sum():.3g} s, computing {computing.sum():.3g} s"
-    return _picture(figure, f"Bars: thread seconds of {len(passes)} passes; in all {words}.")
+    return picture(figure, f"Bars: thread seconds of {len(passes)} passes; in all {words}.")
 
 
 def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
@@ -161,38 +175,38 @@ def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
     finite = distances[np.isfinite(distances).all(axis=1)]
     beyond = (finite > cutoffs).any(axis=1)
     kept = np.concatenate([np.flatnonzero(~beyond)[:MOST_POINTS], np.flatnonzero(beyond)[:MOST_POINTS]])
-    figure, (ax,) = _figure(3.4)
+    figure, (ax,) = blank(3.4)
     ax.scatter(finite[kept, 0], finite[kept, 1], s=9, c=np.where(beyond[kept], RED, BLUE), linewidths=0, alpha=0.7)
     ax.axvline(cutoffs[0], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.axhline(cutoffs[1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set(xlim=(0, None), ylim=(0, None))
-    _name(ax, "score distance", "orthogonal distance")
+    name_axes(ax, "score distance", "orthogonal distance")
     note = "" if len(kept) == len(finite) else f"{len(kept)} of {len(finite)} rows are drawn."
-    return _picture(figure, f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs.", note)
+    return picture(figure, f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs.", note)
 
 
 def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tuple[str, int, int]]) -> Picture:
     axis = Axis.of(labels, labels.dims[0])
-    figure, (ax,) = _figure(2.2)
+    figure, (ax,) = blank(2.2)
     note = ""
     if kinds:
         axis = Axis("feature", np.arange(labels.size))
         for _, start, _ in kinds[1:]:
             ax.axvline(start - 0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        ax.set_xticks([(a + b - 1) / 2 for _, a, b in kinds], [_plain(n, 18) for n, _, _ in kinds])
+        ax.set_xticks([(a + b - 1) / 2 for _, a, b in kinds], [plain(n, 18) for n, _, _ in kinds])
         note = "Variables side by side, as entries of the unit vector: they share no unit."
     if labels.size <= MOST_BARS and not kinds:
         at = np.arange(labels.size)
         ax.bar(at, values, color=np.where(values >= 0, RED, BLUE), width=0.72)
-        names = [_plain(w, 14) for w in axis.words]
+        names = [plain(w, 14) for w in axis.words]
         ax.set_xticks(at, names, rotation=60 if max(map(len, names)) > 3 else 0, ha="center")
     else:
         note = f"{note} {_trace(ax, axis.values, values)}".strip()
-        _dates(ax, axis.values)
+        dates(ax, axis.values)
     ax.axhline(0, color=INK, linewidth=0.6)
     ax.margins(x=0.01)
-    _name(ax, "" if kinds else axis.label, "component" if kinds else _per_spread(units))
-    return _picture(figure, f"Mode {j + 1} along {axis.name}: {_ends(labels, values)}.", note)
+    name_axes(ax, "" if kinds else axis.label, "component" if kinds else _per_spread(units))
+    return picture(figure, f"Mode {j + 1} along {axis.name}: {_ends(labels, values)}.", note)
 
 
 def _sheet(drawn: Sheet, labels: Labels, values: np.ndarray, j: int, units: str) -> Picture:
@@ -201,14 +215,14 @@ def _sheet(drawn: Sheet, labels: Labels, values: np.ndarray, j: int, units: str)
     height, width = drawn.panel_size(WIDTH - 1.6)
     beside = 1 if single or own_scale or height < 0.5 * width else 2
     rows = -(-len(panels) // beside)
-    figure, axes = _figure(rows * (height / beside + (0.15 if single else 0.35)) + 0.5, rows, beside)
+    figure, axes = blank(rows * (height / beside + (0.15 if single else 0.35)) + 0.5, rows, beside)
     limits = [_limit(p) for p in panels] if own_scale else [_limit(np.stack(panels))] * len(panels)
     for i, (ax, panel, limit) in enumerate(zip(axes, panels, limits, strict=False)):
         mesh = _mesh(ax, drawn, panel, limit)
         ax.set_box_aspect(height / width)
-        ax.set_title(_plain(drawn.titles[i], 50), fontsize=9, loc="left", color=INK)
+        ax.set_title(plain(drawn.titles[i], 50), fontsize=9, loc="left", color=INK)
         last = i + beside >= len(panels)
-        _name(ax, drawn.columns.label if last else "", "" if i % beside else drawn.rows.label)
+        name_axes(ax, drawn.columns.label if last else "", "" if i % beside else drawn.rows.label)
         if own_scale or single:
             _colour_bar(figure, mesh, [ax], limit, panel, _per_spread("" if own_scale else units))
     for ax in axes[len(panels) :]:
@@ -216,7 +230,7 @@ def _sheet(drawn: Sheet, labels: Labels, values: np.ndarray, j: int, units: str)
     if not (own_scale or single):
         _colour_bar(figure, mesh, axes, limits[0], np.stack(panels), _per_spread(units))
     kind = "Map" if drawn.geographic else "Image"
-    return _picture(
+    return picture(
         figure, f"{kind} of mode {j + 1} over {', '.join(labels.dims)}: {_ends(labels, values)}.", drawn.note
     )
 
@@ -279,40 +293,4 @@ def _ends(labels: Labels, values: np.ndarray) -> str:
 
 
 def _per_spread(units: str) -> str:
-    return f"{_plain(units, 20)} per s.d.".strip()
-
-
-def _figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(GREY)
-        ax.tick_params(colors=INK, labelsize=8.5, length=3, color=GREY)
-    return figure, axes
-
-
-def _name(ax: Axes, x: str, y: str) -> None:
-    ax.set_xlabel(_plain(x, 60), fontsize=9, color=INK)
-    ax.set_ylabel(_plain(y, 30), fontsize=9, color=INK)
-
-
-def _dates(ax: Axes, x: np.ndarray) -> None:
-    if x.dtype.kind == "M":
-        locator = AutoDateLocator()
-        ax.xaxis.set_major_locator(locator)
-        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-
-
-def _plain(words: str, most: int) -> str:
-    """The words as they are, cut to length: a dollar sign starts no formula."""
-    words = words if len(words) <= most else words[: most - 1] + "…"
-    return words.replace("$", r"\$")
-
-
-def _picture(figure: Figure, alt: str, note: str = "") -> Picture:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=200, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.04)
-    figure.clear()
-    return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"), alt, note)
+    return f"{plain(units, 20)} per s.d.".strip()

@@ -1,10 +1,17 @@
-"""One self-contained HTML page about a subspace: what it is, how good it is, what it looks like, what it cost."""
+"""One self-contained HTML page about a subspace: what it is, how good it is, what it looks like, what it cost.
+
+`pipeline serve` shows the same page, with links to the other versions; both are made here.
+"""
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.resources import files
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +19,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import InputError, StoreError
+from pipeline.report import facts
+from pipeline.report.course import Course, course
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from pipeline.drift import Drift
+    from pipeline.report.canvas import Picture
+    from pipeline.store import Version
+    from pipeline.store.read import Place
     from pipeline.subspace import Subspace
 
-__all__ = ["write_report"]
+__all__ = ["Site", "comparison", "drawings", "policy", "render", "sentence", "write_report"]
 
 MOST_MODES = 6  # that are drawn
 MOST_ROWS = 40  # of a table
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a page is served: the relative path `up` to the first page, the model, and the version that is shown."""
+
+    up: str
+    model: str
+    version: Version | None = None
 
 
 def write_report(
@@ -30,8 +52,10 @@ def write_report(
     *,
     scores: xr.DataArray | np.ndarray | None = None,
     title: str | None = None,
+    distances: np.ndarray | None = None,
+    model: Place | None = None,
 ) -> Path:
-    """Write one HTML file with scree, modes, scores, certificate, costs and provenance of a subspace.
+    """Write one HTML file with scree, modes, scores, outlier map, versions, certificate, costs and provenance.
 
     The page asks for nothing from outside: images are inline, and whatever names and attributes say is escaped.
 
@@ -45,15 +69,20 @@ def write_report(
         What `transform` gave; the first modes are drawn along time or along the samples.
     title : str, optional
         Default: the name of the variable.
+    distances : (n, 2) array, optional
+        Score distance and orthogonal distance of samples, as `RobustPCA.distances` gives them: the outlier map.
+    model : path, URL or store, optional
+        Where the subspace is stored: its versions are told, and how far they have drifted.
 
     Raises
     ------
     InputError
         When the scores are not those of this subspace.
     StoreError
-        When the file cannot be written.
+        When the file cannot be written, or the history of the model cannot be read.
     """
-    page = render(subspace, scores, title)
+    told = None if model is None else course(model)
+    page = render(subspace, scores, title, distances=distances, told=told)
     path = Path(fspath(out))
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -69,140 +98,146 @@ def write_report(
     return path
 
 
-def render(subspace: Subspace, scores: xr.DataArray | np.ndarray | None = None, title: str | None = None) -> str:
+def render(
+    subspace: Subspace,
+    scores: xr.DataArray | np.ndarray | None = None,
+    title: str | None = None,
+    *,
+    distances: np.ndarray | None = None,
+    told: Course | None = None,
+    site: Site | None = None,
+) -> str:
     """The page as text; raises InputError when the scores are not those of the subspace."""
+    said, subject = dict(subspace.provenance), facts.subject(subspace)
+    passes, plan = _passes(subspace), said.pop("plan", None)
+    for name in ("walks", "cuts"):  # a table of its own; of a filter: arrays, as text
+        said.pop(name, None)
+    summary = [("data", subject)] if title and subject else []
+    if site is not None and site.version is not None:
+        summary += [("model", site.model), ("version", facts.version(site.version, told))]
+    return _page(
+        "report.html",
+        title=title or subject or "Principal subspace",
+        site=site,
+        pictures={name: draw() for name, draw in drawings(subspace, scores, distances, told).items()},
+        summary=summary + facts.summary(subspace),
+        promises=[facts.promise(subspace), *facts.robust_promise(subspace)],
+        modes=[
+            (j + 1, facts.percent(subspace.explained_variance_ratio[j])) for j in range(min(subspace.k, MOST_MODES))
+        ],
+        k=subspace.k,
+        robust="robust" in said,
+        certificate=facts.certificate(subspace)[:MOST_ROWS],
+        versions=[] if told is None else facts.versions(told),
+        earlier=told.earlier if told else 0,
+        walks=facts.walks(passes)[:MOST_ROWS],
+        walks_total=facts.walks([facts.total(passes)])[0] if passes else None,
+        plan=None if plan is None else str(plan),
+        provenance=[(name, facts.words(value)) for name, value in said.items()],
+    )
+
+
+def drawings(
+    subspace: Subspace,
+    scores: xr.DataArray | np.ndarray | None = None,
+    distances: np.ndarray | None = None,
+    told: Course | None = None,
+) -> dict[str, Callable[[], Picture]]:
+    """The pictures of a page by their names, each drawn when it is called for."""
+    from pipeline.report import changes, figures
+
+    passes = _passes(subspace)
+    drawn: dict[str, Callable[[], Picture]] = {}
+    if subspace.k:
+        drawn |= {"scree": partial(figures.scree, subspace), "cumulative": partial(figures.cumulative, subspace)}
+    shown = min(subspace.k, MOST_MODES)
+    for j in range(shown):
+        drawn[f"mode-{j + 1}"] = partial(figures.mode, subspace, j)
+    if scores is not None:
+        named = _first_scores(subspace, scores, shown)
+        for j in range(shown):
+            drawn[f"score-{j + 1}"] = partial(figures.score, subspace, named, j)
+    if distances is not None:
+        drawn["outliers"] = partial(figures.outliers, distances, _cutoffs(subspace, distances))
+    if told is not None and len(told.steps) > 1:
+        drawn["drift"] = partial(changes.drifts, told)
+        drawn["shares"] = partial(changes.shares, told)
+    if passes:
+        drawn["walks"] = partial(figures.walks, passes)
+    return drawn
+
+
+def comparison(a: Subspace, b: Subspace, found: Drift, names: tuple[str, str], site: Site, told: Course) -> str:
+    """The page that shows what became of each mode from one version to another."""
+    from pipeline.report import changes, figures
+
+    pairs, pictures = [], {"angles": changes.angles(found)}
+    for i, j in enumerate(found.partner[:MOST_MODES]):
+        pictures[f"before-{i + 1}"] = figures.mode(a, i)
+        if j >= 0:
+            turned = np.vdot(b.basis[j], a.basis[i]).real < 0  # signs are a convention
+            pictures[f"after-{i + 1}"] = figures.mode(replace(b, components=-b.components) if turned else b, int(j))
+        pairs.append((i + 1, int(j) + 1, facts.degrees(found.modes[i])))
+    return _page(
+        "comparison.html",
+        title=f"{names[0]} and {names[1]}",
+        site=site,
+        pictures=pictures,
+        names=names,
+        summary=[
+            ("model", site.model),
+            ("largest angle", facts.degrees(found.angles.max(initial=0.0))),
+            (
+                "outside",
+                f"{facts.percent(found.outside)} of the second one's explained variance lies outside the first",
+            ),
+            ("mean", f"moved by {found.mean_shift:.3g} standard deviations"),
+        ],
+        pairs=pairs,
+        rows=facts.drifted(found)[:MOST_ROWS],
+        versions=facts.versions(told),
+    )
+
+
+def sentence(title: str, words: str, site: Site, told: Course | None = None) -> str:
+    """A page that says why there is no other, and which versions there are."""
+    versions = [] if told is None else facts.versions(told)
+    return _page("sentence.html", title=title, words=words, site=site, versions=versions, earlier=0, pictures={})
+
+
+@cache
+def policy() -> str:
+    """The content security policy of every page: pictures that are in it, its one style sheet, nothing else."""
+    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'self'"
+
+
+@cache
+def _style() -> str:
+    return files("pipeline.report").joinpath("style.css").read_text("utf-8")
+
+
+def _page(template: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
-    from pipeline.report import figures
-
-    shown, subject = min(subspace.k, MOST_MODES), _subject(subspace)
-    drawn = None if scores is None else _first_scores(subspace, scores, shown)
-    said = dict(subspace.provenance)
-    passes, plan = said.pop("walks", None) or [], said.pop("plan", None)
-    said.pop("cuts", None)  # of a filter: arrays, as text
-    modes = [
-        {
-            "number": j + 1,
-            "share": _percent(subspace.explained_variance_ratio[j]),
-            "picture": figures.mode(subspace, j),
-            "score": None if drawn is None else figures.score(subspace, drawn, j),
-        }
-        for j in range(shown)
-    ]
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("page.html").render(
-        title=title or subject or "Principal subspace",
-        summary=([("data", subject)] if title and subject else []) + _summary(subspace),
-        promise=_promise(subspace),
-        scree=[figures.scree(subspace), figures.cumulative(subspace)] if subspace.k else [],
-        modes=modes,
-        k=subspace.k,
-        has_scores=drawn is not None,
-        certificate=_certificate(subspace)[:MOST_ROWS],
-        walks=_walks(passes)[:MOST_ROWS],
-        walks_total=_walks([_sum(passes)])[0] if passes else None,
-        walks_picture=figures.walks(passes) if passes else None,
-        plan=None if plan is None else str(plan),
-        provenance=[(name, _words(value)) for name, value in said.items()],
-    )
+    page = environment.get_template(template).render(style=Markup(_style()), policy=policy(), **values)
+    return page.encode("utf-8", "replace").decode("utf-8")  # stored text may hold half a surrogate pair
 
 
-def _subject(subspace: Subspace) -> str:
-    """What the features are called: the long name of the variable, else its name, with its unit."""
-    attrs = subspace.features.attrs if subspace.features else {}
-    name = next((str(attrs[key]) for key in ("long_name", "name", "standard_name") if attrs.get(key)), "")
-    units = attrs.get("units")
-    return f"{name} ({units})" if name and units else name
+def _passes(subspace: Subspace) -> list[Mapping[str, Any]]:
+    return list(subspace.provenance.get("walks") or [])
 
 
-def _summary(subspace: Subspace) -> list[tuple[str, str]]:
-    """The header: names and facts, in words."""
-    source = subspace.provenance.get("source") or ""
-    if isinstance(source, Mapping):
-        source = source.get("name", "")
-    ratio, labels = subspace.explained_variance_ratio, subspace.features
-    grid = " x ".join(f"{_count(n)} {d}" for d, n in zip(labels.dims, labels.sizes, strict=True)) if labels else ""
-    without = int((~subspace.present).sum())
-    features = f"{_count(subspace.n_samples)} samples x {_count(subspace.n_features)} features"
-    if labels and len(labels.dims) > 1:
-        features += f" ({grid})"
-    if without:
-        features += f"; {_count(without)} features have no values and are left out"
-    share = f"{_count(subspace.k)} {'component explains' if subspace.k == 1 else 'components explain'} "
-    share += f"{_percent(ratio.sum())} of the variance"
-    if subspace.k > 1:
-        share += f", the first alone {_percent(ratio[0])}"
-    facts = [
-        ("source", _words(source)),
-        ("matrix", features),
-        ("method", _method(subspace)),
-        ("answer", share),
-    ]
-    return [(name, fact) for name, fact in facts if fact]
+def _cutoffs(subspace: Subspace, distances: np.ndarray) -> tuple[float, float]:
+    """Of score and orthogonal distances: those that the model was fitted with, or what fits these samples."""
+    from pipeline.robust.solver import cutoffs_of
 
-
-def _method(subspace: Subspace) -> str:
-    """How the answer came about, as far as the provenance tells."""
-    said = subspace.provenance
-    words = [_words(said.get("method") or ("principal components" if subspace.centered else "truncated SVD"))]
-    if said.get("solver"):
-        words.append(f"solver {_words(said['solver'])}")
-    if subspace.passes:
-        words.append(f"{subspace.passes} {'pass' if subspace.passes == 1 else 'passes'} over the data")
-    if said.get("reason"):
-        words.append(f"ended as: {_words(said['reason'])}")
-    return ", ".join(words)
-
-
-def _promise(subspace: Subspace) -> str:
-    """The certificate in one sentence."""
-    if not subspace.k:
-        return "There are no components, and nothing to certify."
-    separated = int((subspace.angle_bounds < np.pi / 2).sum())
-    if not separated:
-        return "Nothing is certified: the variances lie too close together, or the solver stopped too early."
-    sine = _sine(subspace.angle_bounds[separated - 1])
-    who = "the component lies" if separated == 1 else f"the first {separated} components together lie"
-    if separated == subspace.k > 1:
-        who = f"all {separated} components together lie"
-    sentence = f"{who[0].upper()}{who[1:]} within an angle of sine {sine} of the true ones"
-    if separated < subspace.k:
-        sentence += "; from there on the modes are not separated from what follows, and no angle is certified"
-    return sentence + "."
-
-
-def _certificate(subspace: Subspace) -> list[tuple[str, ...]]:
-    ratio = subspace.explained_variance_ratio
-    return [
-        (
-            str(j + 1),
-            f"{subspace.singular_values[j]:.6g}",
-            _percent(ratio[j]),
-            _percent(together),
-            f"{subspace.residual[j]:.1e}",
-            _sine(subspace.angle_bounds[j]),
-        )
-        for j, together in enumerate(np.cumsum(ratio))
-    ]
-
-
-def _walks(passes: list[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    from dask.utils import format_bytes, format_time
-
-    rows = []
-    for number, walk in enumerate(passes, 1):
-        seconds, size = float(walk.get("seconds") or 0), int(walk.get("bytes") or 0)
-        spent = (format_time(float(walk.get(key) or 0)) for key in ("seconds", "read_seconds", "compute_seconds"))
-        rate = f"{format_bytes(int(size / seconds))}/s" if seconds > 0 else "–"
-        rows.append((str(walk.get("pass", number)), _count(walk.get("blocks") or 0), format_bytes(size), *spent, rate))
-    return rows
-
-
-def _sum(passes: list[Mapping[str, Any]]) -> dict[str, Any]:
-    keys = ("blocks", "bytes", "seconds", "read_seconds", "compute_seconds")
-    return {"pass": "all", **{key: sum(p.get(key) or 0 for p in passes) for key in keys}}
+    told = subspace.provenance.get("robust") or cutoffs_of(subspace, distances)
+    return float(told["score_cutoff"]), float(told["orthogonal_cutoff"])
 
 
 def _first_scores(subspace: Subspace, scores: xr.DataArray | np.ndarray, shown: int) -> xr.DataArray:
@@ -219,25 +254,6 @@ def _first_scores(subspace: Subspace, scores: xr.DataArray | np.ndarray, shown: 
             "give what transform() of this model returned"
         )
     return named.isel(mode=slice(0, shown)).compute()
-
-
-def _sine(angle: float) -> str:
-    return f"{np.sin(angle):.1e}" if angle < np.pi / 2 else "not separated"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %" if share >= 0.0001 or share == 0 else "< 0.01 %"
-
-
-def _count(number: float) -> str:
-    """With thin spaces between thousands."""
-    return f"{number:,.10g}".replace(",", "\u202f")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str, indent=None if np.isscalar(value) else 1)
 
 
 def _discard(draft: Path) -> None:

@@ -132,6 +132,10 @@ class Iteration:
         """Whether an answer is to be drawn from the products of this pass."""
         return True
 
+    def probing(self, X: Matrix, state: IterationState) -> bool:
+        """Whether the next pass is to carry probes."""
+        return True
+
     def settled(self, X: Matrix, state: IterationState) -> bool:
         """Whether, without a tol, further passes would not change the answer by what counts."""
         return False
@@ -268,7 +272,8 @@ class Iteration:
         most = min(min(X.shape), applied.present)
         grown = Basis(whole, images, image)
         if not self.due(X, state):
-            state = self._probed(state, whole, applied.product[:, l:])
+            if self.probing(X, state):
+                state = self._probed(state, whole, applied.product[:, l:])
             return replace(state, basis=self.advance(state, grown, None, most))
         products = extraction.Products.of(whole, images)
         theta, turn = eigh_descending(products.inner)

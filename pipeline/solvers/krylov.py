@@ -15,11 +15,14 @@ from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers.extraction import Ritz
 from pipeline.solvers.iteration import Basis, Iteration, IterationState, dear
-from pipeline.sources import ROWS
+from pipeline.sources import ROWS, Operator
 
 __all__ = ["Krylov"]
 
 _BLOCKS = 8
+_NARROW = 8  # columns of a narrow block: as many as a sparse product takes at a time
+_COLUMNS = 10  # products for two components in narrow blocks: where spectra that decay slowly are known to 1e-6
+_PROBED = 8  # last passes over narrow blocks that carry probes, as these cost as much as the block itself
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,35 @@ class Krylov(Iteration):
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
     that decay slowly; five passes and Ritz vectors, whose singular values are the norms of their scores to the last
     digit, where a pass costs little. Of data that is not made dense every column of a block costs the same: there are
-    fewer of them, and six passes.
+    fewer of them, and six passes; or, where nothing has to be read for a pass, `narrow` blocks and as many passes as
+    it takes: the same number of products then reaches much further.
     """
 
+    narrow: bool = False
     name: ClassVar[str] = "krylov"
     blocks_held: ClassVar[int] = 5 * _BLOCKS
 
+    def may_be_narrow(self, X: Matrix) -> bool:
+        """Whether narrow blocks would serve, if passes cost no reading."""
+        s = self.settings
+        plain = s.tol is None and s.start is None and not s.rank.open and not self.narrow
+        return plain and X.source.implicit and not isinstance(X.source, Operator)
+
+    def width(self, X: Matrix) -> int:
+        return min(_NARROW, min(X.shape)) if self.narrow else super().width(X)
+
     def passes(self, X: Matrix) -> int:
-        """Four to six, or as many as fill the whole space after the random start."""
+        """Four to six, or as many narrow blocks as make a wide basis; or as fill the space after the random start."""
         most = 4 if dear(X) else 6 if X.source.implicit else 5
+        if self.narrow:
+            most = -(-_COLUMNS * (self.settings.rank.most(*X.shape) + 10) // (2 * _NARROW))
         return min(most, 1 - (-min(X.shape) // self.width(X)))
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         return self.settings.tol is not None or self.settings.rank.open or state.passes >= self.effort(X)
+
+    def probing(self, X: Matrix, state: IterationState) -> bool:
+        return not self.narrow or state.passes >= self.effort(X) - _PROBED
 
     def squared(self, X: Matrix) -> bool:
         return self.settings.tol is None and self.side == ROWS and dear(X)

@@ -127,7 +127,11 @@ class Grid:
         across = prod(
             self._covered(a, slice(0, n)) for a, n in zip(self.axes[1 - side], self.sizes[1 - side], strict=True)
         )
-        total = 0
+        total, axes = 0, self.axes[side]
+        if len(axes) == 1 and isinstance(index := self.index[axes[0]], slice):  # all at once: there may be many
+            at = index.start + cuts
+            total = int(covered(at[:-1], at[1:], self.chunks[axes[0]], self.array.shape[axes[0]]).sum())
+            return total * across * self.dtype.itemsize
         for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             for box in boxes(self.sizes[side], start, stop):
                 total += prod(self._covered(a, s) for a, s in zip(self.axes[side], box, strict=True))
@@ -195,7 +199,7 @@ class Grid:
     def _covered(self, axis: int, part: slice) -> int:
         index, chunk, size = self.index[axis], self.chunks[axis], self.array.shape[axis]
         if isinstance(index, slice):
-            return covered(index.start + part.start, index.start + part.stop, chunk, size)
+            return int(covered(index.start + part.start, index.start + part.stop, chunk, size))
         starts = np.unique(index[part] // chunk) * chunk
         return int(np.sum(np.minimum(chunk, size - starts)))
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 import xarray as xr
 import zarr
+from dask.system import CPU_COUNT
 from zarr.abc.store import Store
 
 from pipeline.errors import InputError, PipelineError, StoreError
@@ -116,8 +117,11 @@ def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
 
 def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple[list[_Field], str]:
     name = str(where) if isinstance(where, Store) else fspath(where)
-    if not isinstance(where, Store) and "://" not in name and not Path(name).exists():
+    local = not isinstance(where, Store) and "://" not in name
+    if local and not Path(name).exists():
         raise InputError(f"{name} does not exist")
+    # Workers may have another current directory, where chunks that are not there would be empty ones.
+    where = Path(name).absolute() if local else where
     # A store that the user made is read through its own methods; zarrs goes to the files.
     with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:
@@ -136,11 +140,12 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
 def _decoder() -> dict[str, Any]:
     """Zarr's settings for arrays that are opened here: the `zarrs` codecs where they are installed.
 
-    An array keeps its decoder when it goes to a worker. One thread each, as the tasks are what runs in parallel.
+    An array keeps its decoder when it goes to a worker. All tasks decode in the threads of that one decoder: fewer of
+    them than there are processors, and tasks wait for each other.
     """
     if find_spec("zarrs") is None:
         return {}
-    return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+    return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": CPU_COUNT}
 
 
 def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple[list[_Field], str]:

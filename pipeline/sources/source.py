@@ -135,13 +135,13 @@ def even_cuts(length: int, longest: int, unit: int = 1, first: int | None = None
     return np.minimum(np.where(at == 0, 0, first + (at - 1) * unit), length)
 
 
-def covered(start: int, stop: int, chunk: int, size: int) -> int:
-    """Length of the whole chunks that [start, stop) of an axis of `size` lies in.
+def covered(start: Any, stop: Any, chunk: int, size: int) -> Any:
+    """Length of the whole chunks that [start, stop) of an axis of `size` lies in: of one stretch, or of each of many.
 
-    >>> covered(3, 5, 4, 10), covered(9, 10, 4, 10)
-    (8, 2)
+    >>> covered(np.array([3, 9]), np.array([5, 10]), 4, 10).tolist()
+    [8, 2]
     """
-    return min(-(-stop // chunk) * chunk, size) - start // chunk * chunk
+    return np.minimum(-(-stop // chunk) * chunk, size) - start // chunk * chunk
 
 
 class InMemory:

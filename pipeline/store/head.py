@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from pipeline.errors import StoreError
 
-__all__ = ["ROOT", "SLOTS", "VERSIONS", "Chunk", "Earlier", "Head", "Version"]
+__all__ = ["ROOT", "SLOTS", "VERSIONS", "Chunk", "Earlier", "Head", "Version", "found"]
 
 ROOT = "zarr.json"
 VERSIONS = "versions"  # the folder of the versions, each a group of its own
@@ -190,15 +190,7 @@ class Head:
 
     def find(self, version: int | str, place: str) -> Version:
         """A version by its number, a tag, or the first digits of its id; raises StoreError when there is none."""
-        text = str(version)
-        wanted = self.tags.get(text, text)
-        by_number = [v for v in self.history if text.isdecimal() and v.number == int(text)]
-        by_id = [v for v in self.history if v.id == wanted or (len(wanted) >= 4 and v.id.startswith(wanted))]
-        found = by_number or by_id
-        if len(found) != 1:
-            known = ", ".join([*(str(v.number) for v in self.history), *self.tags]) or "none"
-            raise StoreError(f"{place} has no version {text!r}: it has {known}")
-        return found[0]
+        return found(version, self.history, self.tags, place)
 
     def in_slot(self, slot: int) -> tuple[Head, dict[str, str]]:
         """The same version with its chunks named as in another slot; new names by old ones."""
@@ -258,6 +250,19 @@ class Head:
         prefix = ["c"] if encoding["name"] == "default" else []
         for place in itertools.product(*map(range, grid)):
             yield f"{name}/{separator.join([*prefix, *map(str, place)])}"
+
+
+def found(version: int | str, history: Sequence[Version], tags: Mapping[str, str], place: str) -> Version:
+    """A version of a history by its number, a tag, or the first digits of its id; raises StoreError without one."""
+    text = str(version)
+    wanted = tags.get(text, text)
+    by_number = [v for v in history if text.isdecimal() and v.number == int(text)]
+    by_id = [v for v in history if v.id == wanted or (len(wanted) >= 4 and v.id.startswith(wanted))]
+    matches = by_number or by_id
+    if len(matches) != 1:
+        known = ", ".join([*(str(v.number) for v in history), *tags]) or "none"
+        raise StoreError(f"{place} has no version {text!r}: it has {known}")
+    return matches[0]
 
 
 def _first(head: Head) -> Version:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from pipeline.errors import InputError, StoreError
-from pipeline.store.head import Head, Version
+from pipeline.store.head import Head, Version, found
 from pipeline.store.objects import Objects
 from pipeline.store.publish import commit_local, commit_once, reroot, restore
 from pipeline.store.read import Place, is_icechunk, locate, open_store, read_root
@@ -32,6 +32,10 @@ class History:
     versions: tuple[Version, ...]
     head: str
     tags: Mapping[str, str]
+
+    def find(self, version: int | str, place: str = "the model") -> Version:
+        """A version by its number, a tag, or the first digits of its id; raises StoreError when there is none."""
+        return found(version, self.versions, self.tags, place)
 
     def tags_of(self, version: Version) -> list[str]:
         """The tags of a version."""

@@ -133,14 +133,7 @@ class Repository:
         told = self.history()
         if version is None:
             return next(v for v in told.versions if v.id == told.head)
-        text = str(version)
-        wanted = told.tags.get(text, text)
-        found = [v for v in told.versions if v.id == wanted or (text.isdecimal() and v.number == int(text))]
-        found = found or [v for v in told.versions if len(wanted) >= 4 and v.id.startswith(wanted)]
-        if len(found) != 1:
-            known = ", ".join([*(str(v.number) for v in told.versions), *told.tags])
-            raise StoreError(f"{self._place} has no version {text!r}: it has {known}")
-        return found[0]
+        return told.find(version, self._place)
 
     def _head(self, missing: bool = False) -> Version | None:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import StoreError
+from pipeline.errors import ConflictError
 
 __all__ = ["only_writer"]
 
@@ -23,14 +23,14 @@ def only_writer(model: Path, doing: str = "is publishing") -> Iterator[None]:
 
     Raises
     ------
-    StoreError
+    ConflictError
         When another writer does not come to an end within ten seconds.
     """
     path = model.with_name(f".{model.name}.lock")
     deadline = time.monotonic() + _PATIENCE
     while (descriptor := _try(path)) is None:
         if time.monotonic() > deadline:
-            raise StoreError(f"another run {doing} {model}: try again when it is done")
+            raise ConflictError(f"another run {doing} {model}: try again when it is done")
         time.sleep(0.01)
     try:
         yield
