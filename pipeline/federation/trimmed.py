@@ -16,7 +16,7 @@ from pipeline.kernels.averages import compressed, procrustes
 __all__ = ["trimmed"]
 
 
-def trimmed(members: Members, k: int, trim: float = 0.4) -> Agreement:
+def trimmed(members: Members, k: int, trim: float = 0.35) -> Agreement:
     """Leave out up to the share `trim` of the weight, and average the rest. Not associative.
 
     About the geometric median each member is a tangent vector. Liars who agree with each other stretch the cloud of
