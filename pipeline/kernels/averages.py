@@ -95,7 +95,7 @@ def irls(
     trail = [np.maximum(far, floor)]
     for step in range(1, max_steps + 1):
         leaps = len(trail) == 3
-        pull = weights / (_leapt(*trail, floor) if leaps else trail[-1])
+        pull = weights / (_leapt(trail, floor) if leaps else trail[-1])
         new = average(pull, center)
         far = apart(new)
         cost_new = _huber(far, weights, floor)
@@ -111,9 +111,9 @@ def irls(
     return center, pull / pull.sum(), max_steps, False
 
 
-def _leapt(a: np.ndarray, b: np.ndarray, c: np.ndarray, floor: float) -> np.ndarray:
+def _leapt(trail: Sequence[np.ndarray], floor: float) -> np.ndarray:
     """Where three distances of a row lead to, from their logarithms (SQUAREM, Varadhan and Roland 2008)."""
-    a, b, c = np.log(a), np.log(b), np.log(c)
+    a, b, c = np.log(trail)
     step, bend = b - a, (c - b) - (b - a)
     size = np.linalg.norm(step) / max(np.linalg.norm(bend), np.finfo(float).tiny)
     limit = -2 * np.log(floor)  # what goes beyond would outweigh all others to the last digit
