@@ -114,6 +114,7 @@ def test_every_version_has_its_page_and_a_new_one_shows_on_reload(tmp_path: Path
 
         for path, words in {
             "/versions/9": "has no version &#39;9&#39;: it has 1, 2, good",
+            "/versions/" + "9" * 5000: "has no version",
             "/compare?a=1&b=9": "has no version &#39;9&#39;",
             "/versions/1/figures/mode-9.png": "has no picture &#39;mode-9&#39;",
             "/nothing/here": "/nothing/here: not found",

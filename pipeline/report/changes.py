@@ -46,12 +46,14 @@ def shares(course: Course) -> Picture:
         if step.measured is not None:
             known = step.measured.shares[: table.shape[1]]
             table[i, : known.size] = 100 * known
+    top, told = max(1.1 * np.nanmax(table, initial=0.0), 1e-6), np.inf
     for j, line in enumerate(table.T):
         ax.plot(np.arange(line.size), line, linewidth=1.4, marker="o", markersize=3.5, color=BLUE, alpha=1 - 0.14 * j)
         last = np.flatnonzero(np.isfinite(line))[-1:]
-        for i in last:
+        for i in last[told - line[last] > 0.06 * top]:  # numbers that would cover each other are left out
+            told = line[i]
             ax.annotate(str(j + 1), (i, line[i]), (6, 0), textcoords="offset points", va="center", fontsize=8.5)
-    ax.set_ylim(0, max(1.1 * np.nanmax(table, initial=0.0), 1e-6))
+    ax.set_ylim(0, top)
     _over_versions(ax, course)
     name_axes(ax, "version", "% of the variance")
     ends = ", ".join(

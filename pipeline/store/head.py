@@ -256,7 +256,7 @@ def found(version: int | str, history: Sequence[Version], tags: Mapping[str, str
     """A version of a history by its number, a tag, or the first digits of its id; raises StoreError without one."""
     text = str(version)
     wanted = tags.get(text, text)
-    by_number = [v for v in history if text.isdecimal() and v.number == int(text)]
+    by_number = [v for v in history if str(v.number) == text]
     by_id = [v for v in history if v.id == wanted or (len(wanted) >= 4 and v.id.startswith(wanted))]
     matches = by_number or by_id
     if len(matches) != 1:
