@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain, pairwise
+from threading import get_ident
 from typing import Any
 
 import dask
@@ -399,7 +400,8 @@ def _voice(token: str) -> Callable[[float], None]:
     except ValueError:
         return lambda positions: None
     state = [time.monotonic(), 0.0]
-    task = worker.state.tasks.get(worker.get_current_task())
+    # A thread that a task has started itself, as a site's does, has no task of its own.
+    task = worker.state.tasks.get(worker.active_threads.get(get_ident(), ""))
 
     def say(positions: float) -> None:
         state[1] += positions

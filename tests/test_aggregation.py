@@ -129,6 +129,22 @@ def test_liars_do_not_move_robust_averages(kind: str, angle: float, share: float
         assert found.angle_bound == np.pi / 2
 
 
+@pytest.mark.parametrize(("d", "k", "angle"), [(40, 5, 0.05), (20, 1, 0.1)])
+def test_medians_come_to_rest_near_liars_who_agree(d: int, k: int, angle: float) -> None:
+    """Six of twenty say the same, nearer to the truth than one honest site: plain steps become ever shorter."""
+    rng, spread = np.random.default_rng(2 if k == 5 else 5), np.ones(d)
+    spread[:k] = np.linspace(12, 3, k) if k > 1 else 3
+    basis = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    sites = [PCA(k).fit(rng.standard_normal((100 * k, d)) * np.sqrt(spread) @ basis.T).subspace_ for _ in range(20)]
+    truth, aside = basis[:, :k].T, basis[:, k : 2 * k].T
+    lie = np.cos(angle) * truth + np.sin(angle) * aside
+    told = [replace(s, components=lie) if j < 6 else s for j, s in enumerate(sites)]
+    for method in ROBUST:
+        found = aggregate(told, method)
+        assert sine(found, truth) < 2 * sine(aggregate(sites, method), truth)
+        assert int(found.provenance["steps"]) < 300  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("method", MEANS)
 def test_liars_move_means(method: str) -> None:
     truth = BASIS[:, :K].T
@@ -230,7 +246,9 @@ def test_wrong_input_is_told() -> None:
         ([one, two], {"method": "procrustes", "n_components": 4}, "more than"),
         ([one, two], {"method": "trimmed", "trim": 0.6}, "trim"),
         ([one, two], {"method": "flag_mean", "flag_type": (2, 2)}, "flag type"),
-        ([one, two], {"method": "merge", "wish": 1}, "wish"),
+        ([one, two], {"method": "merge", "wish": 1}, "'merge' has no option 'wish': it has none"),
+        ([one, two], {"method": "trimmed", "trim": "half"}, "trim='half'"),
+        ([one, two], {"method": "procrustes", "refinements": -1}, "refinements"),
         ([one, replace(two, components=two.components * np.nan)], {}, "NaN"),
         ([one, replace(two, n_samples=0)], {}, "0 samples"),
         ([one, replace(two, scale=np.ones(D))], {}, "scale"),

@@ -21,7 +21,7 @@ from pipeline.console import Pace, PlainLines
 from pipeline.errors import ConvergenceError
 from pipeline.progress import Progress
 
-COMMANDS = ["fit", "plan", "transform", "inspect", "report", "run"]
+COMMANDS = ["fit", "plan", "transform", "inspect", "report", "run", "submit", "jobs", "logs", "cancel", "doctor"]
 
 
 def pipeline(*args: object) -> Result:

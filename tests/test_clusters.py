@@ -84,7 +84,7 @@ def shown(settings: dict[str, Any], folder: Path) -> str:
     ("kind", "lines"),
     [
         ("slurm", ["#SBATCH --cpus-per-task=4", "#SBATCH --mem=8G", "#SBATCH -t 01:00:00", "#SBATCH -p short"]),
-        ("pbs", ["#PBS -l select=1:ncpus=4:mem=8GB", "#PBS -l walltime=01:00:00", "#PBS -q short"]),
+        ("pbs", ["#PBS -l select=1:ncpus=4:mem=8192MB", "#PBS -l walltime=01:00:00", "#PBS -q short"]),
     ],
 )
 def test_the_script_of_a_batch_system(

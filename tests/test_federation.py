@@ -318,7 +318,14 @@ def test_wrong_parameters_are_told_before_any_site_is_asked() -> None:
         ([X], {"timeout": -1}, "timeout"),
         ([X], {"privacy": 1.0}, "privacy"),
         ([X], {"privacy": DP(1, 1e-5, 1), "scale": "std"}, "privacy"),
-        ([X], {"options": {"wish": 1}}, "wish"),
+        ([X], {"options": {"wish": 1}}, "'power' has no option 'wish': it has start"),
+        ([X], {"options": {"start": "nowhere"}}, "start"),
+        ([X], {"options": "trim"}, "options"),
+        ([X], {"aggregation": "trimmed", "options": {"wish": 1}}, "it has trim"),
+        ([X], {"aggregation": "trimmed", "options": {"trim": 0.7}}, "trim"),
+        ([X], {"aggregation": "flag_mean", "options": {"flag_type": (1, 7)}}, "flag type"),
+        ([X], {"aggregation": "fedpg", "options": {"variant": "fedpe"}}, "it has rho, steps, participation"),
+        ([X], {"aggregation": "fedpg", "options": {"rho": "high"}}, "rho"),
         ([X], {"secure": True}, "two sites"),
         ([X, X], {"secure": True, "aggregation": "merge"}, "secure"),
         ([X], {"aggregation": "fedpg", "options": {"participation": 0}}, "participation"),
@@ -326,6 +333,8 @@ def test_wrong_parameters_are_told_before_any_site_is_asked() -> None:
     for data, options, message in cases:
         with pytest.raises(InputError, match=message):
             FederatedPCA(**{"n_components": K, **options}).fit(data)
+    with pytest.raises(InputError, match="trim"):  # before the site is asked, which would be left out as late
+        FederatedPCA(K, "trimmed", options={"trim": 0.7}).fit([Faulty(X, "late", late)])
     for wrong in ({}, {"source": X, "exchange": object()}, {"source": X, "workers": "a", "resources": {"a": 1}}):
         with pytest.raises(InputError):
             Site(**wrong)

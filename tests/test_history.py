@@ -28,8 +28,10 @@ from pipeline import PCA, errors
 from pipeline.cli import main
 from pipeline.drift import drift
 from pipeline.errors import ConflictError, InputError, StoreError
+from pipeline.jobs.record import Record, records_in, whoever
 from pipeline.store import expire, history, load, provenance_of, rollback, save, tag
 from pipeline.store.history import commit
+from pipeline.store.probe import ABILITIES, probe
 from tests.test_store import check_whole, of_version
 
 X = np.random.default_rng(0).standard_normal((60, 6)) * [6, 5, 4, 3, 2, 1]
@@ -517,3 +519,15 @@ def test_drift_names_what_became_of_each_mode() -> None:
 def test_commit_is_open_to_any_dataset(tmp_path: Path) -> None:
     ds = PCA(2).fit(X).subspace_.to_dataset()
     assert commit(ds, tmp_path / "m.zarr").number == 1
+
+
+def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: Callable[[], str]) -> None:
+    store = s3()
+    assert probe(store) == dict.fromkeys(ABILITIES, "")
+    for id in ("a", "b"):
+        record = Record(store, id)
+        record.put("submitted", whoever())
+        assert (record.state, record.start({}), record.start({}), record.state) == ("queued", 1, 2, "running")
+    record.end("failed", error={"sentence": "no"})
+    assert [(r.id, r.state) for r in records_in(store)] == [("a", "running"), ("b", "failed")]
+    assert "404" in probe("s3://no-such-bucket/x")["read"]

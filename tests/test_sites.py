@@ -151,9 +151,11 @@ def test_workers_by_resources_and_clusters_by_address(client: Client, tmp_path: 
         Site(paths[0], "north", workers=[0]),
         Site(paths[1], "south", workers="1"),
         Site(paths[2], "x", workers="no"),
+        Site(str(tmp_path / "none.zarr"), "y", workers=[0]),
     ]
-    found = FederatedPCA(K, timeout=30).fit(gone)
+    found = FederatedPCA(K, timeout=30, quorum=2).fit(gone)
     assert "none of its workers" in found.excluded_["x"]
+    assert "none.zarr does not exist" in found.excluded_["y"]
 
 
 class Slow(Watched):
@@ -397,6 +399,9 @@ def test_configurations_name_what_is_wrong(tmp_path: Path) -> None:
         (text.replace("timeout: 60", "timeout: soon"), "timeout is 'soon'"),
         (text + "quorum: 9\n", "quorum is 9"),
         (text.replace("  n_components: 3", "  n_components: 3\n  aggregation: mode"), "aggregation"),
+        (text.replace("  n_components: 3", "  n_components: 3\n  options: {wish: 1}"), "has no option 'wish'"),
+        (text.replace("    key: ", "    kex: ", 1), "did you mean 'key'"),
+        (text.replace("  lake:\n    key: ", "  lake:\n    address: x\n    key: "), "give either key"),
         (text.replace("key: " + str(tmp_path / "coordinator.pem"), ""), "exchange and key"),
         ("", "is empty"),
     ]
@@ -406,6 +411,27 @@ def test_configurations_name_what_is_wrong(tmp_path: Path) -> None:
         assert done.exit_code == 2, done.output
         assert message in done.stderr
         assert "wrong.yaml" in done.stderr
+    public = yaml.safe_load(text)["sites"]["lake"]["key"]
+    unread = {
+        text.replace(public, "abc"): "'abc' is no public key",
+        text.replace("  lake:", "  ../lake:"): "part of a path",
+        text.replace("exchange.zarr", "lake.zarr"): "something else than messages",
+        text + f"checkpoint: {tmp_path / 'south.zarr'}\n": "something else than messages",
+    }
+    before = {p: p.read_bytes() for name in NAMES for p in (tmp_path / f"{name}.zarr").rglob("*") if p.is_file()}
+    for wrong, message in unread.items():
+        (tmp_path / "wrong.yaml").write_text(wrong)
+        done = CliRunner().invoke(main, ["federate", str(tmp_path / "wrong.yaml")])
+        assert (done.exit_code, message in done.stderr) == (2, True), done.output
+    assert all(p.read_bytes() == data for p, data in before.items())  # what lay there is as it was
+    own = sites["north"].read_text()
+    for wrong, message in (
+        (own + "state: /proc/none/s.json\n", "cannot be written"),
+        (own.replace("name: north", "name: ../north"), "part of a path"),
+    ):
+        (tmp_path / "wrong.yaml").write_text(wrong)
+        done = CliRunner().invoke(main, ["site", "serve", str(tmp_path / "wrong.yaml")])
+        assert (done.exit_code, message in done.stderr) == (2, True), done.output
     done = CliRunner().invoke(main, ["site", "serve", str(tmp_path / "none.yaml")])
     assert done.exit_code == 2
     done = CliRunner().invoke(main, ["site", "key", str(tmp_path / "new.pem")])

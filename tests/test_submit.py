@@ -28,9 +28,10 @@ from pipeline import PCA, load
 from pipeline.cli import main
 from pipeline.jobs import doctor
 from pipeline.jobs.clusters import address
-from pipeline.jobs.record import ENDED
+from pipeline.jobs.record import ENDED, Record
 from pipeline.jobs.run import run_job
 from pipeline.jobs.spec import parse_job
+from pipeline.jobs.submit import jobs_on, work
 from pipeline.store import history
 
 SHAPE = (4_000, 30)
@@ -166,7 +167,7 @@ def facts(id: str) -> dict[str, Any]:
 
 
 def until(id: str, *states: str, lines: int = 0) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         found = facts(id)
         if found["state"] in states and len(found["log"]) >= lines:
@@ -191,9 +192,6 @@ def test_a_job_goes_on_when_its_client_is_killed(
         id = laptop.stdout.readline().strip()  # type: ignore[union-attr]
         laptop.send_signal(signal.SIGKILL)
     assert id.startswith("night-")
-    said = refused("submit", job())
-    assert id in said
-    assert "writes to" in said
     assert until(id, "running", "done")["user"]
     ended = until(id, "done")
     the_same("out/m.zarr", data)
@@ -260,12 +258,36 @@ def test_a_job_without_workers_waits_and_can_be_cancelled(job: Callable[..., str
             for n in (1, 2)
         )
         assert facts(first)["state"] == "queued"
+        said = refused("submit", job(output={"model": "out/1.zarr", "scores": None}), "--scheduler", address)
+        assert f"the job {first}, which is queued, writes to {os.path.abspath('out/1.zarr')}" in said
         done("cancel", first)
         assert facts(first)["state"] == "cancelled"
         rows = json.loads(done("jobs", "--json", "--scheduler", address))
         assert [row["id"] for row in rows] == [second]
     done("cancel", second)  # the scheduler is gone, and the task with it
     assert facts(second)["state"] == "cancelled"
+
+
+def test_what_is_no_longer_wanted_does_nothing(
+    job: Callable[..., str], client: Client, data: np.ndarray, slow: None
+) -> None:
+    record = Record(os.path.abspath("out/jobs.zarr"), done("submit", job()).strip())
+    until(record.id, "running")
+    record.start({})  # Dask has begun it elsewhere, as its worker seemed lost
+    deadline = time.monotonic() + 30
+    while jobs_on(client)[record.id][1] != "finished" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert client.get_dataset(f"pipeline-job-{record.id}")["job"].result() == "elsewhere"
+    assert record.get("ended") is None
+    assert not Path("out/m.zarr").exists()
+    record.put("alive", "2026-01-01T00:00:00+00:00")
+    assert record.state == "lost"
+    assert "lost since 2026" in done("logs", record.id)
+    record.start({})  # the third: a fourth is not made
+    for state in ("failed", "failed"):  # and what has ended is not begun again
+        assert client.submit(work, record.store, record.id, pure=False).result() == state
+        assert len(record.attempts()) == 4
+    assert "after 3 workers were lost" in record.facts()["error"]["sentence"]
 
 
 def test_what_was_published_is_not_fitted_again(
@@ -294,6 +316,7 @@ def test_what_is_wrong_is_one_sentence(job: Callable[..., str], tls: dict[str, s
     assert "does not exist" in refused("submit", job(cluster={"tls": {**tls, "ca": "no.pem"}}))
     assert "asks for certificates" in refused("jobs", "--scheduler", "tls://127.0.0.1:9")
     assert "no job zzz" in refused("logs", "zzz")
+    assert "nowhere does not exist" in refused("jobs", "--store", "nowhere")
     assert "Not a directory" in refused("submit", job(output={"jobs": "job.yaml/x"}))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cluster.yaml", "job.yaml", "other", "x.zarr"]
 

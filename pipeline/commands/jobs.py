@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -160,6 +161,10 @@ def _found(id: str, store: str | None, scheduler: str | None, cluster: str | Non
 def _stores(store: str | None) -> list[str]:
     from pipeline.jobs.known import known_stores
 
+    if store is not None and "://" not in store and not Path(store).exists():
+        raise InputError(
+            f"{store} does not exist: a job's store is output.jobs of the job, or jobs.zarr beside its model"
+        )
     return known_stores() if store is None else [store]
 
 

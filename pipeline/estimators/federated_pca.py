@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.errors import InputError
 from pipeline.estimators.components import Components, seed_of, start_of
 from pipeline.federation import AGGREGATIONS, METHODS, Site
-from pipeline.federation.aggregation import stored
+from pipeline.federation.aggregation import check_options, stored
 from pipeline.federation.answers import subspace_from
 from pipeline.federation.circle import Circle
 from pipeline.federation.privacy import DP
@@ -152,7 +152,7 @@ class FederatedPCA(Components):
         ConvergenceError
             When a median does not come to rest.
         """
-        terms, method = self._terms(), self._method()
+        terms, method = self.checked()
         sites = _named(X)
         labels = _labels(sites, terms.k)
         if self.secure and len(sites) < 2:
@@ -165,6 +165,12 @@ class FederatedPCA(Components):
         self._shared = self._personal(found, circle, terms) if self.n_personal else {}
         self._finish(found, circle, labels)
         return self
+
+    def checked(self) -> tuple[Terms, Method[Any]]:
+        """What sites will be asked and how, from the parameters; raises InputError where one of these is wrong."""
+        terms, method = self._terms(), self._method()
+        method.init(terms)
+        return terms, method
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
         """Fit one Matrix and give its scores; raises InputError for several sites, whose rows stay where they are."""
@@ -314,6 +320,8 @@ class FederatedPCA(Components):
     def _method(self) -> Method[Any]:
         if not isinstance(self.aggregation, str) or self.aggregation not in METHODS:
             raise InputError(f"aggregation={self.aggregation!r}: choose one of {', '.join(map(repr, METHODS))}")
+        if not isinstance(self.options, Mapping | None):
+            raise InputError(f"options={self.options!r}: give a dict such as {{'trim': 0.2}}")
         options = dict(self.options or {})
         if self.secure:
             if self.aggregation in AGGREGATIONS:
@@ -323,10 +331,9 @@ class FederatedPCA(Components):
             if self.standardise == "site":
                 raise InputError("secure sums need standardise='global'")
             options |= {"start": "random"} if self.aggregation == "power" else {}
-        try:
-            return METHODS[self.aggregation](**options)
-        except TypeError as error:
-            raise InputError(f"options of {self.aggregation!r}: {error}") from None
+        maker = AGGREGATIONS.get(self.aggregation, METHODS[self.aggregation])
+        check_options(self.aggregation, maker, options)
+        return METHODS[self.aggregation](**options)
 
     def _quorum(self, m: int) -> int:
         q = m // 2 + 1 if self.quorum is None else self.quorum

@@ -29,9 +29,10 @@ from pipeline.provenance import provenance
 from pipeline.robust import METHODS, SEARCHES, Options, Robust
 from pipeline.robust.cuts import read_cuts
 from pipeline.robust.method import INNER, Certificate, looked
+from pipeline.robust.passing import StreamState, absorbed, answered, begun, looked_over
 from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, distances_of, scores_of
-from pipeline.robust.stream import Stream, StreamState, absorbed, answered, begun, looked_over, placed
+from pipeline.robust.stream import Stream, placed
 from pipeline.rowwise import RowFunction
 from pipeline.solvers import Settings
 from pipeline.subspace import Subspace
@@ -145,7 +146,10 @@ class RobustPCA(PCA):
         if not isinstance(self.whiten, bool | np.bool_):
             raise InputError(f"whiten={self.whiten!r}: give True or False")
         if self.checkpoint is not None:
-            raise InputError("checkpoint is not offered for RobustPCA: leave it None")
+            raise InputError(
+                "checkpoint is not offered for RobustPCA, whose state holds maps of rows that no store knows: "
+                "leave it None; a stream goes on with partial_fit from what state_.save(path) wrote"
+            )
         return Settings(Rank(self.n_components), bool(self.center), None, "error", None, seed_of(self.random_state))
 
     def options(self) -> Options:

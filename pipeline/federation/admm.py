@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
@@ -69,11 +70,11 @@ class Consensus:
     resumable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.rho is not None and not self.rho > 0:
+        if self.rho is not None and not (isinstance(self.rho, Real) and 0 < self.rho < np.inf):
             raise InputError(f"rho={self.rho!r}: give a positive penalty")
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if not isinstance(self.steps, Integral) or isinstance(self.steps, bool) or self.steps < 1:
             raise InputError(f"steps={self.steps!r}: give a number from 1")
-        if not 0 < self.participation <= 1:
+        if not isinstance(self.participation, Real) or not 0 < self.participation <= 1:
             raise InputError(f"participation={self.participation!r}: give a share of the sites, above 0 and at most 1")
 
     @property
@@ -93,7 +94,7 @@ class Consensus:
         z[:, standard.there] = state.z
         first = standard.energy / standard.n / terms.k  # until the sites have told their largest variances
         rho = self.rho or (1.5 * state.top if state.top else first)
-        facts = {**terms.facts, "variant": self.variant, "rho": float(rho), "steps": self.steps}
+        facts = {**terms.facts, "variant": self.variant, "rho": float(rho), "steps": int(self.steps)}
         return Record("consensus", number, {**shared(terms, standard), "block": z}, facts)
 
     def among(self, terms: Terms, state: ConsensusState, present: list[str]) -> list[str]:

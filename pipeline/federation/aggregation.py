@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.federation.trimmed import trimmed
 from pipeline.kernels.linalg import fix_signs, principal_angles
 from pipeline.subspace import Subspace
 
-__all__ = ["AGGREGATIONS", "ROBUST", "aggregate", "stored"]
+__all__ = ["AGGREGATIONS", "ROBUST", "aggregate", "check_options", "stored"]
 
 AGGREGATIONS: dict[str, Aggregation] = {
     "flag_mean": flag_mean,
@@ -79,10 +80,8 @@ def aggregate(
     if not isinstance(method, str) or method not in AGGREGATIONS:
         raise InputError(f"method={method!r}: choose one of {', '.join(map(repr, AGGREGATIONS))}")
     members, k = _members(subspaces, method, n_components)
-    try:
-        agreed = AGGREGATIONS[method](members, k, **options)
-    except TypeError as error:
-        raise InputError(f"method {method!r}: {error}") from error
+    check_options(method, AGGREGATIONS[method], options)
+    agreed = AGGREGATIONS[method](members, k, **options)
     found = finished(members, agreed, method in ROBUST)
     dtype = np.result_type(*(s.components.dtype for s in subspaces))
     story = {"method": f"aggregate:{method}", "members": len(subspaces), "steps": agreed.steps}
@@ -91,6 +90,14 @@ def aggregate(
     if not agreed.rests:
         raise ConvergenceError(f"{method} did not come to rest in {agreed.steps} steps: leave out outliers", found)
     return found
+
+
+def check_options(name: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise InputError where a method has no such option: those that it has are parameters with defaults."""
+    known = [p.name for p in signature(maker).parameters.values() if p.default is not p.empty]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{name!r} has no option {option!r}: it has {', '.join(known) or 'none'}")
 
 
 def finished(members: Members, agreed: Agreement, robust: bool) -> Subspace:
@@ -139,7 +146,7 @@ def _believed(members: Members, agreed: Agreement, robust: bool) -> np.ndarray:
 
 
 def _members(subspaces: Sequence[Subspace], method: str, n_components: Any) -> tuple[Members, int]:
-    subspaces = list(subspaces)
+    subspaces = [subspaces] if isinstance(subspaces, Subspace) else list(subspaces)
     if not subspaces:
         raise InputError("there are no subspaces to aggregate")
     for j, s in enumerate(subspaces):

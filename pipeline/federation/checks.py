@@ -44,7 +44,7 @@ def fault(request: Record, reply: Any, d: int) -> str | None:
         if name not in expected:
             return f"sent {name!r}, which was not asked for"
         if not _fits(array.shape, expected[name]):
-            return f"wrong shape: {name} is {array.shape}, not {expected[name]}"
+            return f"wrong shape: {name} is {array.shape}, not {_told(expected[name])}"
         if array.dtype.kind != "f" or array.dtype.itemsize < 4:
             return f"wrong dtype: {name} is {array.dtype}"
     mean = reply.arrays.get("mean")
@@ -67,6 +67,10 @@ def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
     )
 
 
+def _told(expected: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if e is None else str(e) if e >= 0 else f'up to {-e}' for e in expected)})"
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
@@ -77,7 +81,7 @@ def _integers(request: Record, reply: Record) -> str | None:
     if array is None or len(reply.arrays) != 1:
         return f"sent {', '.join(reply.arrays) or 'nothing'}, not {name}"
     if array.dtype != dtype or not _fits(array.shape, shape):
-        return f"wrong shape: {name} is {array.dtype} {array.shape}, not {dtype} {shape}"
+        return f"wrong shape: {name} is {array.dtype} {array.shape}, not {dtype} {_told(shape)}"
     exponent = reply.facts.get("exponent", 0)
     if not isinstance(exponent, int) or isinstance(exponent, bool) or abs(exponent) > 1100:
         return f"wrong exponent: {exponent!r}"

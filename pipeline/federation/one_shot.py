@@ -37,6 +37,9 @@ class OneShot:
     resumable: ClassVar[bool] = False
 
     def init(self, terms: Terms) -> OneShotState:
+        rows, ones = np.eye(terms.k), np.ones(terms.k)
+        alone = Subspace(rows, ones, np.zeros(terms.k), 1.0, 1.0, ones, ones)
+        aggregate([alone], self.rule, terms.k, **self.options)  # tells what is wrong with the options
         return OneShotState()
 
     def request(self, terms: Terms, state: OneShotState) -> Record:

@@ -62,6 +62,10 @@ class Power:
     name: ClassVar[str] = "power"
     resumable: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.start not in ("merge", "random"):
+            raise InputError(f"start={self.start!r}: choose 'merge' or 'random'")
+
     def init(self, terms: Terms) -> PowerState:
         return PowerState()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
 from pipeline.errors import InputError
@@ -14,6 +16,8 @@ __all__ = ["procrustes"]
 
 def procrustes(members: Members, k: int, refinements: int = 2) -> Agreement:
     """The first reference is the heaviest member; each refinement takes the average so far. Not associative."""
+    if not isinstance(refinements, Integral) or refinements < 0:
+        raise InputError(f"refinements={refinements!r}: give a number from 0")
     full = [j for j, v in enumerate(members.bases) if len(v) == k]
     if not full:
         raise InputError(f"no member has {k} components to turn the others to: ask for fewer")

@@ -130,10 +130,7 @@ class Site:
         reply, self._memory = (client.submit(itemgetter(i), both, **options) for i in (0, 1))
 
         def wait() -> Record:
-            try:
-                return reply.result(timeout=max(deadline - time.monotonic(), 0.1))
-            except dask.distributed.TimeoutError:
-                raise TimeoutError from None
+            return reply.result(timeout=max(deadline - time.monotonic(), 0.1))
 
         return wait
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def trimmed(members: Members, k: int, trim: float = 0.35) -> Agreement:
     out. So the member that is farthest along the cloud's longest axis goes, again and again (the filter of Diakonikolas
     et al. 2019).
     """
-    if not 0 <= trim < 0.5:
+    if not isinstance(trim, Real) or not 0 <= trim < 0.5:
         raise InputError(f"trim={trim!r}: give a share of at least 0 and below one half")
     first = geometric_median(members, k)
     span, bases = compressed(members.bases)

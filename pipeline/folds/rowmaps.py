@@ -22,6 +22,7 @@ __all__ = [
     "Drawn",
     "Filled",
     "Moved",
+    "Pulled",
     "RowMap",
     "Sieve",
     "Signs",
@@ -108,6 +109,10 @@ class Sieve:
                 x, rows = x[~outside], rows[~outside]
         return x, rows
 
+    def moved(self, center: np.ndarray) -> Sieve:
+        """The same cuts, of rows that were about a center (d,), for these rows as they are."""
+        return Sieve(tuple(replace(cut, mean=cut.mean + np.nan_to_num(center)) for cut in self.cuts))
+
 
 @dataclass(frozen=True, eq=False)
 class Filled:
@@ -161,6 +166,23 @@ class Moved:
 
     def __call__(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x - self.center.astype(x.dtype), rows
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """Rows that lie outside of a ball, drawn to its surface along the line to `center` (d,): no row counts for more
+    than one there. (Truncation, as for means and covariances of heavy tails: Catoni 2012; Minsker 2018.)"""
+
+    ball: Cut
+    center: np.ndarray
+
+    def __call__(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        squares = self.ball.squares(x)
+        far = squares > self.ball.threshold
+        if far.any():
+            x, center = x.copy(), self.center.astype(x.dtype)
+            x[far] = center + np.sqrt(self.ball.threshold / squares[far])[:, None].astype(x.dtype) * (x[far] - center)
+        return x, rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""Jobs: a whole run as a value (source, model, outputs, cluster), and the one function that does it."""
+"""Jobs: a whole run as a value (source, model, outputs, cluster), and the one function that does it.
+
+`pipeline.jobs.submit` leaves a job on a cluster; `pipeline.jobs.clusters` are the kinds of those.
+"""
 
 from pipeline.jobs.run import JobResult, run_job
 from pipeline.jobs.spec import JobSpec, load_job, parse_job

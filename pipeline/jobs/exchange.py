@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +17,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import FederationError, PipelineError, StoreError
+from pipeline.errors import FederationError, InputError, PipelineError, StoreError
 from pipeline.federation.answers import answer
 from pipeline.federation.privacy import DP, Ledger
 from pipeline.federation.record import Record
 from pipeline.federation.site import Waiter
-from pipeline.jobs.seal import digest, opened, sealed
+from pipeline.jobs.seal import digest, load_public, opened, public_text, sealed
 from pipeline.store.messages import Messages
 from pipeline.store.read import Place
 
@@ -60,6 +61,9 @@ class Exchange:
     """Place and reason of every message that was refused."""
 
     def __post_init__(self) -> None:
+        for name, text in self.keys.items():
+            _check_name(name)
+            load_public(text)
         self._messages = Messages(self.store)
         self._number = 0
 
@@ -122,7 +126,9 @@ class SiteState:
             try:
                 kept = json.loads(state.path.read_text())
                 old = None if kept["budget"] is None else DP(**kept["budget"])
-                state.number, state.ledger = int(kept["number"]), Ledger(old, tuple(kept["spent"]))
+                state.number, state.ledger = int(kept["number"]), Ledger(old, tuple(map(float, kept["spent"])))
+                if not all(0 < m < math.inf for m in state.ledger.spent):
+                    raise ValueError("noise that is no positive number")
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(f"{path} cannot be read ({error}): what the site has spent must be known") from error
         if budget is not None:
@@ -130,16 +136,19 @@ class SiteState:
         return state
 
     def save(self) -> None:
-        """Safe on disk before anything else happens."""
+        """Safe on disk before anything else happens; raises StoreError where it cannot be written."""
         budget = None if self.ledger.budget is None else self.ledger.budget.to_dict()
         kept = {"number": self.number, "budget": budget, "spent": list(self.ledger.spent)}
         fresh = self.path.with_name(self.path.name + ".partial")
-        fresh.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("w") as file:
-            json.dump(kept, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(self.path)
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("w") as file:
+                json.dump(kept, file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(self.path)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be written ({error.strerror}): it keeps what is spent") from error
 
 
 def serve(
@@ -181,7 +190,11 @@ def serve(
     Record or None
         The last message; None where patience ended.
     """
+    _check_name(name)
+    load_public(coordinator)
     messages, memory, refused = Messages(store), {"ledger": state.ledger}, set()
+    state.save()  # that it can be kept is known before anything is answered
+    told(f"site {name}: {X.shape[0]} samples x {X.shape[1]} features, key {public_text(key)}")
     heard = time.monotonic()
     while patience is None or time.monotonic() - heard < patience:
         news = [n for n in messages.names(f"to/{name}") if n not in refused]
@@ -211,6 +224,12 @@ def serve(
             messages.put(f"from/{name}/{place}", sealed(reply, key, **envelope))
         time.sleep(_POLL)
     return None
+
+
+def _check_name(name: str) -> None:
+    """Raise InputError for a name that would lie elsewhere than in the exchange."""
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise InputError(f"the site's name {name!r} is part of a path: give one without slashes")
 
 
 def _answered(X: Matrix, request: Record, memory: dict[str, Any]) -> tuple[Record, dict[str, Any]]:

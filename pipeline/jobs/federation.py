@@ -11,21 +11,20 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import FederationError, InputError
 from pipeline.estimators.federated_pca import FederatedPCA
-from pipeline.federation import AGGREGATIONS, METHODS
+from pipeline.federation import METHODS
 from pipeline.federation.answers import subspace_from, subspace_record
 from pipeline.federation.privacy import DP
 from pipeline.federation.record import Record
 from pipeline.federation.site import Site
 from pipeline.jobs.exchange import END, Exchange, SiteState, serve
 from pipeline.jobs.run import check_outputs, head_of, open_source
-from pipeline.jobs.seal import load_key, public_text
+from pipeline.jobs.seal import load_key
 from pipeline.jobs.spec import SourceSpec, TLSSpec, _Name, _Spec, load_spec
 from pipeline.store import load, save
 from pipeline.subspace import Subspace
 
 __all__ = ["FederationSpec", "SiteSpec", "load_federation", "load_site", "run_federation", "serve_site"]
 
-_METHODS = (*METHODS,)
 _PATH = "the path or URL of a store"
 _SAME = 1e-9  # relative
 
@@ -70,7 +69,7 @@ class FederatedModelSpec(_Spec):
     """The parameters of `FederatedPCA`."""
 
     n_components: int = Field(ge=1, description="an int of at least 1")
-    aggregation: str = Field(default="power", description=f"one of {', '.join(_METHODS)}")
+    aggregation: str = Field(default="power", description=f"one of {', '.join(METHODS)}")
     rounds: int | None = Field(default=None, ge=1, description="an int of at least 1")
     center: bool = Field(default=True, description="true or false")
     scale: Literal["std"] | None = Field(default=None, description="std")
@@ -81,11 +80,8 @@ class FederatedModelSpec(_Spec):
     random_state: int = Field(default=0, ge=0, description="an int of at least 0")
 
     @model_validator(mode="after")
-    def _known(self) -> FederatedModelSpec:
-        if self.aggregation not in _METHODS:
-            raise ValueError(f"aggregation is {self.aggregation!r}; expected one of {', '.join(_METHODS)}")
-        if self.secure and self.aggregation in AGGREGATIONS:
-            raise ValueError(f"secure sums cannot serve {self.aggregation}: take power, fedpg or fedpe")
+    def _checked(self) -> FederatedModelSpec:
+        FederatedPCA(**self.model_dump()).checked()
         return self
 
 
@@ -116,7 +112,18 @@ class FederationSpec(_Spec):
             raise ValueError("sites with a key need the sections exchange and key, of the coordinator")
         if self.quorum is not None and self.quorum > len(self.sites):
             raise ValueError(f"quorum is {self.quorum}; expected at most the {len(self.sites)} sites")
+        self.estimator().checked()
         return self
+
+    def estimator(self) -> FederatedPCA:
+        """What is to be fitted to the sites."""
+        return FederatedPCA(
+            **self.model.model_dump(),
+            privacy=None if self.privacy is None else self.privacy.to_dp(),
+            quorum=self.quorum,
+            timeout=self.timeout,
+            checkpoint=self.checkpoint,
+        )
 
 
 class SiteOutputSpec(_Spec):
@@ -169,13 +176,7 @@ def run_federation(spec: FederationSpec) -> FederatedPCA:
         keys = {name: s.key for name, s in spec.sites.items() if s.key is not None}
         exchange = Exchange(spec.exchange.path, load_key(spec.key), keys, spec.exchange.largest)
     sites = {name: _site(name, member, exchange) for name, member in spec.sites.items()}
-    model = FederatedPCA(
-        **spec.model.model_dump(),
-        privacy=None if spec.privacy is None else spec.privacy.to_dp(),
-        quorum=spec.quorum,
-        timeout=spec.timeout,
-        checkpoint=spec.checkpoint,
-    )
+    model = spec.estimator()
     over = [name for name, site in sites.items() if site.exchange is not None]
     try:
         model.fit(sites)
@@ -206,7 +207,6 @@ def serve_site(spec: SiteSpec, told: Callable[[str], None]) -> str | None:
     if spec.output is not None:
         check_outputs([spec.output.model], spec.source.path, overwrite=spec.output.overwrite)
     key, X = load_key(spec.key), open_source(spec.source)
-    told(f"site {spec.name}: {X.shape[0]} samples x {X.shape[1]} features, key {public_text(key)}")
     last = serve(
         spec.name,
         X,

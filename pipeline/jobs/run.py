@@ -253,11 +253,15 @@ def _place(spec: JobSpec, job: str | None) -> tuple[str, str | None, Subspace | 
     """Where the model goes, the version that it is to follow, and the model where this very job has published it."""
     output = spec.output
     place = place_of(output)
-    done = None if job is None else _published(place, job)
+    done = None if job is None or not _may_exist(output.model) else _published(place, job)
     overwrite = output.overwrite or done is not None
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=overwrite)
     _check_apart(spec)
     return place, head_of(place, overwrite), done
+
+
+def _may_exist(output: str) -> bool:
+    return "://" in output or Path(output).exists()
 
 
 def _published(place: str, job: str) -> Subspace | None:

@@ -14,9 +14,9 @@ from pipeline.errors import FederationError, InputError
 from pipeline.federation.record import Record, pack, unpack
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["digest", "load_key", "make_key", "opened", "public_text", "sealed"]
+__all__ = ["digest", "load_key", "load_public", "make_key", "opened", "public_text", "sealed"]
 
 _DOMAIN = b"subspace-pipeline sealed 1\n"
 _SIGNATURE = 64
@@ -70,6 +70,17 @@ def public_text(key: Ed25519PrivateKey) -> str:
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
+def load_public(text: str) -> Ed25519PublicKey:
+    """The inverse of `public_text`; raises InputError for what is no key."""
+    _crypto()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+    except ValueError:
+        raise InputError(f"{text!r} is no public key: take what 'pipeline site key' printed") from None
+
+
 def sealed(record: Record, key: Ed25519PrivateKey, **envelope: Any) -> bytes:
     """The bytes of a record with its envelope (sender, sequence, what it answers), signed."""
     body = pack(replace(record, facts={**record.facts, "envelope": envelope}))
@@ -94,17 +105,14 @@ def opened(data: bytes, public: str, **envelope: Any) -> Record:
     """
     _crypto()
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if len(data) < _SIGNATURE:
         raise FederationError("refused: too short to be signed")
     body, signature = data[:-_SIGNATURE], data[-_SIGNATURE:]
     try:
-        Ed25519PublicKey.from_public_bytes(base64.b64decode(public, validate=True)).verify(signature, _DOMAIN + body)
+        load_public(public).verify(signature, _DOMAIN + body)
     except InvalidSignature:
         raise FederationError("refused: not signed with the key that is known for its sender") from None
-    except ValueError as error:
-        raise InputError(f"{public!r} is no public key: take what 'pipeline site key' printed ({error})") from None
     record = unpack(body)
     found = dict(record.facts.get("envelope", {}))
     for name, expected in envelope.items():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -363,13 +363,17 @@ def _explain(
     path = problem["loc"] if problem["type"] == "missing" else place
     section, field = kind, None
     inside: type[BaseModel] | None = kind
+    named = False  # a mapping of names to sections
     for key in path:
         if inside is None:
             break
+        if named:
+            named = False
+            continue
         section, field = inside, inside.model_fields.get(str(key))
         if field is None:
             return (*above, *place), _unknown(str(key), (*above, *path[:-1]), section)
-        inside = _section(field.annotation)
+        inside, named = _section(field.annotation), get_origin(field.annotation) is dict
     dotted, place = ".".join(map(str, (*above, *path))), (*above, *place)
     expected = field.description if field else "sections of keys"
     if problem["type"] == "missing":

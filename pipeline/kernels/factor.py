@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.kernels.linalg import eigh_descending
+from pipeline.kernels.linalg import eigh_descending, orthonormal
 
-__all__ = ["Factor", "factor_of_rows", "leading_rows"]
+__all__ = ["Factor", "directions", "factor_of_rows", "leading_rows"]
+
+_STEPS = 3  # of subspace iteration on a scatter
 
 _EXACT = 256  # features whose scatter is kept whole; the shorter side up to which nothing is sketched
 
@@ -39,6 +41,17 @@ class Factor:
             return self.root[:k]
         values, vectors = eigh_descending(self.root, min(k, len(self.root)))
         return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+
+    def directions(self, k: int, guess: np.ndarray | None = None) -> np.ndarray:
+        """Up to k leading directions (r, d) of norm 1; with a guess (q, d) near enough to judge rows by, and fast."""
+        if not self.narrow or guess is None or k + len(guess) > len(self.root) // 4:
+            return directions(self.rows(k))
+        fresh = np.random.default_rng(0).standard_normal((k, len(self.root)))
+        basis = np.vstack([guess, fresh]).T
+        for _ in range(_STEPS):
+            basis = np.linalg.qr(self.root @ basis)[0]
+        _, turn = eigh_descending(basis.T @ self.root @ basis, k)
+        return (basis @ turn).T
 
     def squares(self, lens: np.ndarray) -> np.ndarray:
         """(p,) sums of squares along the columns of `lens` (d, p)."""
@@ -88,7 +101,14 @@ def leading_rows(z: np.ndarray, rank: int, guess: np.ndarray | None = None) -> n
     start = np.random.default_rng(0).standard_normal((d, width)).astype(z.dtype)
     if guess is not None and len(guess):
         start[:, : min(len(guess), width - 4)] = guess[: width - 4].T
-    basis = np.linalg.qr(start)[0]
+    basis = start
     for _ in range(2):
-        basis = np.linalg.qr(z.T @ (z @ basis))[0]
+        basis = orthonormal(z.T @ (z @ basis)).astype(z.dtype)
     return leading_rows(z @ basis, rank) @ basis.T.astype(np.float64)
+
+
+def directions(rows: np.ndarray) -> np.ndarray:
+    """Rows of a factor as unit vectors; those that are nothing but rounding are left out."""
+    size = np.linalg.norm(rows, axis=1)
+    real = size > 1e-9 * max(float(size.max(initial=0.0)), np.finfo(float).tiny)
+    return rows[real] / size[real, None]

@@ -65,9 +65,9 @@ def chordal_mean(
         return float(sum(np.sum((s @ y[b].T) ** 2) for s, b in zip(stacks, blocks, strict=True)))
 
     if start is None:
-        padded = [x for x in bases if len(x) == flag_type[-1]] or [_greedy(stacks, flag_type)]
-        middle = polar_rows(sum(w * x for x, w in zip(padded, weights, strict=False)))
-        start = max((_greedy(stacks, flag_type), middle), key=gain)
+        full = [w * x for x, w in zip(bases, weights, strict=True) if len(x) == flag_type[-1]]
+        starts = [_greedy(stacks, flag_type), *([polar_rows(sum(full))] if full else [])]
+        start = max(starts, key=gain)
     y, value = start, gain(start)
     total = float(sum(np.sum(s**2) for s in stacks))
     for step in range(1, _MAX_STEPS + 1):

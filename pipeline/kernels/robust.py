@@ -20,6 +20,8 @@ __all__ = [
     "filter_tolerance",
     "geometric_median",
     "inflation",
+    "normal_ball",
+    "outlying",
     "robust_scatter",
     "squared_distances",
     "tail_cutoff",
@@ -31,6 +33,8 @@ _CHANCE = 3e-5  # over n rows, of a tail that is no work of chance: many directi
 _WORTH, _MAD_WORTH = 0.5, 0.37  # share of the rows that the robust scatter, and a median deviation, are worth
 _BULK = 0.95  # of the honest rows, that lie about a scatter that is theirs
 _CONSISTENT = float(1 / norm.ppf(0.75))
+_BORNE, _ROWS_A_DIRECTION = 0.45, 8  # outliers that `outlying` bears, rows that it wants for each direction
+_LEVEL = 0.975  # of normal data, that lies in `normal_ball`
 
 
 def center_and_spread(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -264,6 +268,23 @@ def _cut(y: np.ndarray, lens: np.ndarray, verdict: Verdict, budget: int, worth: 
     return Verdict([*verdict.cuts, (lens, np.full(lens.shape[1], middle), threshold)], inside)
 
 
+def outlying(z: np.ndarray, k: int, removed: float) -> Verdict:
+    """What is outlying among rows (n, m) to a scatter that bears nearly half of all rows, of which a share was removed
+    before; along as many of the leading columns as the rows can tell, and at least k."""
+    borne = (_BORNE - removed) / (1 - removed) if removed < _BORNE else 0.0
+    m = min(z.shape[1], max(k, len(z) // _ROWS_A_DIRECTION))
+    verdict = examine(z[:, :m], borne, len(z) // 2) if borne else Verdict([], np.ones(len(z), bool))
+    rest = np.zeros((z.shape[1] - m, 1))
+    cuts = [(np.vstack([w, np.repeat(rest, w.shape[1], axis=1)]), c, limit) for w, c, limit in verdict.cuts]
+    return Verdict(cuts, verdict.inside)
+
+
+def normal_ball(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Center (m,), whitener (m, m) and squared radius of the ellipsoid that holds 97.5 % of rows that are normal."""
+    center, scatter = robust_scatter(z, eps)
+    return center, whitener_of(scatter), float(chi2.ppf(_LEVEL, z.shape[1]))
+
+
 def inflation(z: np.ndarray) -> float:
     """The largest ratio of a variance to its robust counterpart, along the columns of z; 1 for normal data.
 
@@ -276,7 +297,7 @@ def inflation(z: np.ndarray) -> float:
 
 def filter_tolerance(eps: float, n: int) -> float:
     """How large `inflation` may be: the 3 eps log(1/eps) of the certificate, and what n rows do by chance."""
-    return 1.0 + (3 * eps * np.log(1 / eps) if eps > 0 else 0.0) + 6 / np.sqrt(max(n, 1))
+    return 1.0 + (3 * eps * np.log(1 / eps) if eps > 0 else 0.0) + 8 / np.sqrt(max(n, 1))
 
 
 def tail_cutoff(distances: np.ndarray, level: float = 0.975) -> float:

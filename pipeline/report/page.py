@@ -112,6 +112,8 @@ def render(
     passes, plan = _passes(subspace), said.pop("plan", None)
     for name in ("walks", "cuts"):  # a table of its own; of a filter: arrays, as text
         said.pop(name, None)
+    if said.get("robust"):
+        said["robust"] = {name: value for name, value in said["robust"].items() if name != "map"}  # a picture
     summary = [("data", subject)] if title and subject else []
     if site is not None and site.version is not None:
         summary += [("model", site.model), ("version", facts.version(site.version, told))]
@@ -157,6 +159,8 @@ def drawings(
         named = _first_scores(subspace, scores, shown)
         for j in range(shown):
             drawn[f"score-{j + 1}"] = partial(figures.score, subspace, named, j)
+    if distances is None and (known := (subspace.provenance.get("robust") or {}).get("map")):
+        distances = np.asarray(known)  # of a sample of the rows that it was fitted to
     if distances is not None:
         drawn["outliers"] = partial(figures.outliers, distances, _cutoffs(subspace, distances))
     if told is not None and len(told.steps) > 1:

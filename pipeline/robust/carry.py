@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.folds.rowmaps import Cut
+from pipeline.folds.rowmaps import Cut, Pulled
 from pipeline.kernels.factor import Factor
-from pipeline.robust.stream import Reservoir, StreamState
+from pipeline.robust.passing import Reservoir, StreamState
 
 __all__ = ["read_state", "write_state"]
 
@@ -31,7 +31,9 @@ def _arrays(state: StreamState) -> dict[str, np.ndarray]:
     if state.factor is not None:
         numbers = np.array([state.factor.n, state.factor.energy])
         arrays |= {"mean": state.factor.mean, "root": state.factor.root, "numbers": numbers}
-    for i, cut in enumerate(state.cuts):
+    if state.pulled:
+        arrays["pulled_center"] = state.pulled[0].center
+    for i, cut in enumerate((*state.cuts, *(pulled.ball for pulled in state.pulled))):
         arrays |= {
             f"cut_{i}_mean": cut.mean,
             f"cut_{i}_lens": cut.lens,
@@ -78,13 +80,17 @@ def read_state(store: str | PathLike[str]) -> StreamState:
         raise StoreError(f"{store} holds no state of a stream: give what its save() wrote")
     try:
         cuts = []
-        for i in range(attrs.pop("cuts")):
+        number: int = attrs.pop("cuts")
+        pulled: tuple[Pulled, ...] = ()
+        for i in range(number + ("pulled_center" in arrays)):
             last = arrays[f"cut_{i}_center"]
             cuts.append(Cut(arrays[f"cut_{i}_mean"], arrays[f"cut_{i}_lens"], last[:-1], float(last[-1])))
+        if len(cuts) > number:
+            pulled = (Pulled(cuts.pop(), arrays["pulled_center"]),)
         factor = None
         if "root" in arrays:
             factor = Factor(float(arrays["numbers"][0]), arrays["mean"], arrays["root"], float(arrays["numbers"][1]))
         sample = Reservoir(arrays["keys"], arrays["rows"])
-        return StreamState(**attrs, sample=sample, factor=factor, cuts=tuple(cuts))
+        return StreamState(**attrs, sample=sample, factor=factor, cuts=tuple(cuts), pulled=pulled)
     except (KeyError, TypeError) as error:
         raise StoreError(f"{store}: a part of the state is missing ({error})") from error

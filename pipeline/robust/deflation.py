@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.folds.rowmaps import Collected, Drawn, RowMap, Sieve, Through, collected
 from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
-from pipeline.robust.filter import LOOKED_AT, Filter, FilterState, check_enough
+from pipeline.robust.filter import LOOKED_AT, Filter, FilterState, check_enough, verified
 from pipeline.robust.method import Certificate, Found, Options, Start, looked
 from pipeline.solvers import Settings
 from pipeline.solvers.solver import Cost
@@ -119,7 +119,10 @@ class Deflation:
         text = f"component by component, of the last: {state.found[-1].certificate.text}"
         removed = state.found[-1].removed
         certificate = Certificate(worst.holds, text if worst.holds else worst.text)
-        return Found(subspace, certificate, removed, state.sieve, sample, measured=True)
+        certificate, suspected = verified(
+            certificate, subspace, sample[:, :-1], subspace.k, self.options.eps, removed or 0.0
+        )
+        return Found(subspace, certificate, removed, state.sieve, sample, measured=True, suspected=suspected)
 
     @property
     def _one(self) -> Filter:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from pipeline.fold import Fold
-from pipeline.folds.rowmaps import RowMap, Sieve, standardised
+from pipeline.folds.rowmaps import Pulled, RowMap, Sieve, standardised
 from pipeline.matrix import Matrix
 from pipeline.solvers import Settings, Solver
 from pipeline.solvers.gram import Gram
@@ -77,6 +77,12 @@ class Found:
     measured: bool = False
     judges_rows: bool = False
     """Whether eps is held against the rows beyond the cut-offs, where none were cut off."""
+    suspected: Sieve = field(default_factory=Sieve)
+    """Leaves out the rows to be flagged that are in the answer, as eps does not allow to cut off more."""
+    pulled: tuple[Pulled, ...] = ()
+    """What rows that are kept were drawn in by."""
+    cut: np.ndarray | None = None
+    """As `sample`, of rows that were cut off; for pictures."""
 
 
 class Method(Protocol[St]):

@@ -12,11 +12,11 @@ from scipy.stats import chi2
 from pipeline.driver import check_entries
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
-from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Through, collected
+from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Through, collected
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
 from pipeline.matrix import Matrix
 from pipeline.robust.cuts import written_cuts
-from pipeline.robust.filter import check_enough
+from pipeline.robust.filter import bent, check_enough
 from pipeline.robust.method import Certificate, Found, Method, Options, Start, looked
 from pipeline.robust.survey import Survey, sample_size, start_from
 from pipeline.solvers import Settings
@@ -26,7 +26,7 @@ from pipeline.subspace import Subspace
 __all__ = ["LEVEL", "Robust", "RobustState"]
 
 LEVEL = 0.975  # quantile of normal data that the cut-offs are
-_LOOKED_AT = 20_000
+_LOOKED_AT, _MAPPED = 20_000, 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,11 @@ class Robust:
         subspace = replace(found.subspace, weights=X.weights)
         if state.start.scale is not None:
             subspace = replace(subspace, scale=state.start.scale)
-        found = replace(found, subspace=subspace)
+        certificate, rows = found.certificate, state.start.sample
+        if found.judges_rows and certificate.holds and rows is not None:
+            why = bent(subspace, rows, self.options.eps, self.settings.seed)
+            certificate = certificate if why is None else Certificate(False, why)
+        found = replace(found, subspace=subspace, certificate=certificate)
         return replace(state, inner=None, found=found, reason=reason, sample=found.sample)
 
     def done(self, state: RobustState) -> str | None:
@@ -134,8 +138,9 @@ class Robust:
             "outlier_fraction": float(fraction),
             "certificate": {"holds": bool(certificate.holds), "text": certificate.text},
             **cutoffs,
+            "map": _map(subspace, sample if found.cut is None else np.vstack([sample, found.cut])),
         }
-        cuts = written_cuts(found.sieve)
+        cuts = written_cuts(Sieve((*found.sieve.cuts, *found.suspected.cuts)))
         kept = {} if cuts is None else {"cuts": cuts}
         return replace(subspace, provenance={**subspace.provenance, "robust": story, **kept})
 
@@ -165,6 +170,12 @@ class Robust:
             return X
         weights = np.nan_to_num(1 / start.scale, nan=1.0)
         return replace(X, weights=weights if X.weights is None else X.weights * weights)
+
+
+def _map(subspace: Subspace, sample: np.ndarray) -> list[list[float]]:
+    """Score distances and orthogonal distances of some rows, of all kinds, for the picture in a report."""
+    some = sample[np.linspace(0, len(sample) - 1, min(len(sample), _MAPPED)).astype(int)]
+    return [[float(f"{x:.4g}") for x in pair] for pair in distances_of(subspace, some)]
 
 
 def measured(subspace: Subspace, sample: np.ndarray) -> tuple[Subspace, np.ndarray]:

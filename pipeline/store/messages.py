@@ -33,6 +33,17 @@ class Messages:
     def __init__(self, store: Place) -> None:
         self.place = str(store)
         self._store = open_store(locate(store), read_only=False)
+        self._check_ours()
+
+    def _check_ours(self) -> None:
+        """Raise StoreError where something else lies in the store: a model, an array, files."""
+        try:  # in this order, as another party may begin at this moment
+            there = [name for name in self.names("") if not name.endswith(".partial")]
+            root = sync(self._store.get("zarr.json", default_buffer_prototype()))
+        except OSError as error:
+            raise StoreError(f"{self.place} cannot be used: {error.strerror or error}") from error
+        if root.to_bytes() != _group() if root is not None else there:
+            raise StoreError(f"{self.place} holds something else than messages: choose another place")
 
     def put(self, name: str, data: bytes) -> None:
         """Write bytes; what was there under the name is replaced in one step."""

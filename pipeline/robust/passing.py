@@ -1,0 +1,340 @@
+"""What a stream of rows remembers, what more rows make of it, and what it answers: pure functions of a small state.
+
+A uniform sample of all rows that passed is filtered (`filter`) now and then; its cuts, and the sample itself
+(`gauge`), are what every other row is held against before it is added to a thin factor. A factor that the sample
+contradicts is begun again from the sample. After Diakonikolas, Kane, Pensia and Pittas (2023), whose stream filters
+fresh batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConvergenceError, InputError, NonfiniteError
+from pipeline.folds.rowmaps import Cut, Drawn, Pulled, RowMap, Sieve
+from pipeline.kernels.factor import Factor, directions, factor_of_rows
+from pipeline.kernels.rank import Rank
+from pipeline.kernels.robust import center_and_spread, filter_tolerance
+from pipeline.matrix import Matrix, open_matrix
+from pipeline.robust.filter import filtered, sifted, verified
+from pipeline.robust.gauge import Block, Gauge
+from pipeline.robust.method import Certificate, Found, Options, looked
+from pipeline.solvers import Settings
+from pipeline.solvers.solver import Answer
+
+__all__ = [
+    "Passed",
+    "Reservoir",
+    "StreamState",
+    "absorbed",
+    "absorbed_block",
+    "answered",
+    "begun",
+    "combined",
+    "gauge_of",
+    "keys_of",
+    "looked_over",
+    "passed",
+]
+
+_ROWS, _BYTES = 2000, 64 << 20  # of the sample
+_MORE_RANK = 3  # times the directions that are looked at: the rank of the factor
+
+
+@dataclass(frozen=True, eq=False)
+class Reservoir:
+    """The rows (r, d) with the smallest random keys (r,) among all that passed: a uniform sample, of any stream."""
+
+    keys: np.ndarray
+    rows: np.ndarray
+
+    def joined(self, other: Reservoir, size: int) -> Reservoir:
+        """The sample of both streams."""
+        keys, rows = np.concatenate([self.keys, other.keys]), np.concatenate([self.rows, other.rows])
+        if len(keys) > size:
+            least = np.sort(np.argpartition(keys, size - 1)[:size])
+            keys, rows = keys[least], rows[least]
+        return Reservoir(keys, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """All that a stream remembers; plain arrays and numbers, of no more than about d x (sample + 3 rank) entries.
+
+    seen, kept : rows that passed, rows that were not cut off
+    sample : Reservoir of all rows; factor : of those kept; cuts, pulled : of the last look at the sample
+    """
+
+    width: int
+    k: int
+    eps: float
+    center: bool
+    seed: int
+    size: int
+    rank: int
+    seen: int = 0
+    kept: int = 0
+    looked_at: int = 0
+    restarts: int = 0
+    sample: Reservoir = field(default_factory=lambda: Reservoir(np.zeros(0), np.zeros((0, 0))))
+    factor: Factor | None = None
+    cuts: tuple[Cut, ...] = ()
+    pulled: tuple[Pulled, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = [self.sample.keys, self.sample.rows]
+        if self.factor is not None:
+            arrays += [self.factor.mean, self.factor.root]
+        for cut in (*self.cuts, *(p.ball for p in self.pulled)):
+            arrays += [cut.mean, cut.lens, cut.center]
+        return sum(a.nbytes for a in arrays)
+
+    def save(self, store: Any) -> None:
+        """Write to a new Zarr group at a path."""
+        from pipeline.robust.carry import write_state
+
+        write_state(self, store)
+
+    @staticmethod
+    def load(store: Any) -> StreamState:
+        """The inverse of `save`."""
+        from pipeline.robust.carry import read_state
+
+        return read_state(store)
+
+    def combine(self, other: StreamState) -> StreamState:
+        """The state of two streams that share no row; raises as `combined` does."""
+        return combined(self, other)
+
+
+def begun(X: Matrix, settings: Settings, options: Options) -> StreamState:
+    """The state before the first row; raises InputError where the settings do not serve a stream."""
+    if settings.rank.open or settings.rank.wanted is None:
+        raise InputError(
+            f"n_components={settings.rank.wanted!r}: method='stream' needs a number of components before it begins"
+        )
+    k, d = int(settings.rank.wanted), X.shape[1]
+    if k > d:
+        raise InputError(f"n_components={k} is more than the {d} features: ask for fewer")
+    size = max(20 * (k + 10), min(_ROWS, _BYTES // (8 * max(d, 1))))
+    rank = min(d, max(_MORE_RANK * (k + 10), 64))
+    return StreamState(d, k, options.eps, bool(options.center), settings.seed, size, rank)
+
+
+def absorbed(state: StreamState, z: np.ndarray, start: int | None = None) -> StreamState:
+    """The state after more rows (m, d), in standard units; they are looked at here and not kept beyond the sample."""
+    if z.shape[1] != state.width:
+        raise InputError(f"the rows have {z.shape[1]} features, the stream has {state.width}: widths cannot change")
+    if not len(z):
+        return state
+    if not np.isfinite(z).all():
+        raise NonfiniteError("NaN or Inf among the entries")
+    at = state.seen if start is None else start
+    keys = keys_of(state, np.arange(at, at + len(z)))
+    if state.factor is None:
+        return _first(state, z, keys)
+    return passed(state, absorbed_block(state, gauge_of(state), z, keys))
+
+
+def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
+    """As long as the sample holds all rows, it is all there is; then it is filtered, and all rows held against it."""
+    rows = np.concatenate([state.sample.rows.reshape(-1, state.width), z.astype(np.float64)])
+    keys = np.concatenate([state.sample.keys, keys])
+    seen = state.seen + len(z)
+    if seen <= state.size:
+        return replace(state, seen=seen, sample=Reservoir(keys, rows))
+    state = replace(state, sample=Reservoir(np.zeros(0), rows[:0]).joined(Reservoir(keys, rows), state.size))
+    state = _with_cuts(state)
+    found = gauge_of(state).block(rows)
+    return replace(state, seen=seen, kept=found.kept, looked_at=seen, factor=found.factor)
+
+
+def gauge_of(state: StreamState) -> Gauge:
+    """What rows are held against until the next look at the sample."""
+    maps: tuple[RowMap, ...] = (Sieve(state.cuts), *state.pulled)
+    known = state.sample.rows
+    for apply in maps:
+        known, _ = apply(known, np.arange(len(known)))
+    factor = state.factor
+    if factor is None:
+        factor = factor_of_rows(known, state.rank, state.center)
+    return Gauge(maps, known, factor.directions(state.k + 10), state.k, state.rank, state.eps, state.center)
+
+
+def absorbed_block(state: StreamState, gauge: Gauge, z: np.ndarray, keys: np.ndarray) -> Passed:
+    """What a block adds to a state."""
+    drawn = keys < state.sample.keys.max(initial=0.0)
+    return Passed(Reservoir(keys[drawn], z[drawn].astype(np.float64)), gauge.block(z))
+
+
+def passed(state: StreamState, found: Passed) -> StreamState:
+    """The state after a block, or after all blocks of a stage."""
+    assert state.factor is not None
+    return replace(
+        state,
+        seen=state.seen + found.block.seen,
+        kept=state.kept + found.block.kept,
+        sample=state.sample.joined(found.sample, state.size),
+        factor=state.factor.merged(found.block.factor, state.rank, state.center),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """Rows for the sample, and what a block adds to the rest."""
+
+    sample: Reservoir
+    block: Block
+
+    def joined(self, other: Passed, state: StreamState) -> Passed:
+        """What two blocks add together."""
+        sample = self.sample.joined(other.sample, state.size)
+        return Passed(sample, self.block.joined(other.block, state.rank, state.center))
+
+
+def _with_cuts(state: StreamState) -> StreamState:
+    """The state with cuts from its sample as it is now."""
+    try:
+        _, _, found = sifted(state.sample.rows, state.k, state.eps, state.center, state.seed)
+    except InputError:  # nothing varies so far, or nothing but rows that lie
+        return replace(state, cuts=(), pulled=())
+    return replace(state, cuts=found.sieve.cuts, pulled=found.pulled)
+
+
+def looked_over(state: StreamState) -> StreamState:
+    """New cuts from the sample as it is now; a factor that the sample contradicts is begun again from the sample."""
+    if state.factor is None or state.looked_at == state.seen:
+        return state
+    state, before = replace(_with_cuts(state), looked_at=state.seen), state.factor
+    assert before is not None
+    known = gauge_of(state).known
+    if _contradiction(state, before, known) <= filter_tolerance(state.eps, len(known)):
+        return state
+    factor = factor_of_rows(known, state.rank, state.center)
+    return replace(state, factor=factor, kept=len(known), restarts=state.restarts + 1)
+
+
+def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> float:
+    """How many times a variance of the factor is larger, or smaller, than that of the rows of the sample kept."""
+    if not factor.n:
+        return np.inf
+    many = state.k + 10
+    ours, theirs = directions(factor.rows(many)), factor_of_rows(rows, state.k, state.center)
+    lens = np.linalg.qr(np.vstack([ours, directions(theirs.rows(state.k))]).T)[0]
+    scores = (rows - factor.mean) @ lens
+    _, spread = center_and_spread(scores)
+    variance = factor.squares(lens) / max(factor.n - 1, 1)
+    seen = spread > 1e-9 * scores.std(axis=0)
+    if not seen.any():
+        return 1.0
+    ratio = variance[seen] / spread[seen] ** 2
+    shift = np.abs(np.median(scores[:, seen], axis=0) / spread[seen])
+    # A center far from that of the sample is a contradiction too.
+    few = float(np.square(theirs.rows(state.k) / np.sqrt(max(theirs.n - 1, 1))).sum())
+    along = factor.squares(directions(theirs.rows(state.k)).T).sum() / max(factor.n - 1, 1)
+    return float(max(ratio.max(), 1 + shift.max() ** 2 if state.center else 1.0, few / max(along, 1e-300)))
+
+
+def keys_of(state: StreamState, rows: np.ndarray) -> np.ndarray:
+    return Drawn(0.0, state.seed).numbers(rows)
+
+
+def answered(state: StreamState) -> Found:
+    """The answer as of now, with centers and components in the units of the rows.
+
+    Raises ConvergenceError where fewer rows have passed than the components need.
+    """
+    if state.factor is None:
+        if state.seen <= state.k:
+            raise ConvergenceError(f"{state.seen} rows have passed, too few for {state.k} components: go on")
+        return filtered(state.sample.rows, state.k, state.eps, state.center, state.seed)
+    state = looked_over(state)
+    factor, k = state.factor, state.k
+    assert factor is not None
+    size = np.linalg.norm(factor.rows(k), axis=1)
+    dof = max(factor.n - 1, 1.0) if state.center else factor.n
+    answer = Answer(
+        directions(factor.rows(k)).T,
+        size,
+        factor.mean,
+        None,
+        factor.n,
+        factor.energy / dof,
+        np.zeros(k),
+        np.ones(k),  # what a thin factor may have lost is not known
+        1,
+    )
+    settings = Settings(Rank(k), state.center)
+    subspace = answer.subspace(open_matrix(state.sample.rows), settings)
+    known, at = Sieve(state.cuts)(state.sample.rows, np.arange(len(state.sample.rows)))
+    cut = looked(subspace, np.delete(state.sample.rows, at, axis=0))
+    removed = 1 - state.kept / state.seen if not state.restarts else 1 - len(known) / len(state.sample.rows)
+    certificate = _certificate(state, removed)
+    many = replace(subspace, components=factor.directions(k + 10), singular_values=np.ones(min(k + 10, state.width)))
+    scores = looked(many, known)[:, :-1]
+    certificate, suspected = verified(certificate, many, scores, k, state.eps, removed)
+    return Found(
+        subspace, certificate, removed, sample=looked(subspace, known), measured=True, suspected=suspected, cut=cut
+    )
+
+
+def _certificate(state: StreamState, removed: float) -> Certificate:
+    assert state.factor is not None
+    known = gauge_of(state).known
+    most = filter_tolerance(state.eps, len(known))
+    ratio = _contradiction(state, state.factor, known)
+    allowed = 1.5 * state.eps + 2 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
+    text = f"{100 * removed:.2f} % of {state.seen} rows were cut off in one pass"
+    if state.restarts:
+        text += f", which began again {state.restarts} times, as the sample of all rows contradicted what had been kept"
+    if state.pulled:
+        text += f", all that eps={state.eps:g} allows"
+        return Certificate(False, f"{text}, and still the tails are too long: rows far out were drawn in")
+    if removed > allowed:
+        return Certificate(False, f"{text}: more than eps={state.eps:g} promises")
+    text += f"; what is kept and a sample of {len(known)} differ by up to {ratio:.3g} times in a variance"
+    return Certificate(ratio <= most, f"{text}, {'within' if ratio <= most else 'beyond'} the {most:.3g} allowed")
+
+
+def combined(a: StreamState, b: StreamState) -> StreamState:
+    """The state of two streams that share no row.
+
+    Raises
+    ------
+    InputError
+        When they are of other widths or settings, or the same.
+    ConvergenceError
+        When the rows that one has kept are outliers for both together: what it has merged cannot be taken apart, and no
+        summary that merges withstands that (Price and Xun 2024): let one stream read all the rows.
+    """
+    for name in ("width", "k", "eps", "center", "seed"):
+        if getattr(a, name) != getattr(b, name):
+            raise InputError(
+                f"the streams have {name}={getattr(a, name)} and {getattr(b, name)}: they cannot be combined"
+            )
+    same = min(len(a.sample.rows), len(b.sample.rows), 16)
+    if same and a.seen == b.seen and np.array_equal(a.sample.rows[:same], b.sample.rows[:same]):
+        raise InputError("both states are of the same rows: these would count twice")
+    if a.factor is None or b.factor is None:
+        less, more = (a, b) if a.factor is None else (b, a)
+        return absorbed(more, less.sample.rows.reshape(-1, less.width))
+    joined = replace(
+        a,
+        seen=a.seen + b.seen,
+        kept=a.kept + b.kept,
+        looked_at=0,
+        sample=a.sample.joined(b.sample, a.size),
+        factor=a.factor.merged(b.factor, a.rank, a.center),
+    )
+    found = looked_over(joined)
+    if found.restarts > a.restarts:
+        raise ConvergenceError(
+            "what one stream kept are outliers for both together, and a merged summary cannot be taken apart "
+            "(Price and Xun 2024): let one stream read all the rows"
+        )
+    return found
