@@ -30,7 +30,7 @@ flows: $(FLOWS)  ## serve the flows of conf/flows on their schedules; their page
 	$(BIN)/python -m flows serve conf/flows
 
 test: $(READY)  ## the whole suite, the slow tests too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/python -m ruff check .

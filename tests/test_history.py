@@ -521,13 +521,12 @@ def test_commit_is_open_to_any_dataset(tmp_path: Path) -> None:
     assert commit(ds, tmp_path / "m.zarr").number == 1
 
 
-def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: Callable[[], str]) -> None:
-    store = s3()
-    assert probe(store) == dict.fromkeys(ABILITIES, "")
+def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: str) -> None:
+    assert probe(s3) == dict.fromkeys(ABILITIES, "")
     for id in ("a", "b"):
-        record = Record(store, id)
+        record = Record(s3, id)
         record.put("submitted", whoever())
         assert (record.state, record.start({}), record.start({}), record.state) == ("queued", 1, 2, "running")
     record.end("failed", error={"sentence": "no"})
-    assert [(r.id, r.state) for r in records_in(store)] == [("a", "running"), ("b", "failed")]
+    assert [(r.id, r.state) for r in records_in(s3)] == [("a", "running"), ("b", "failed")]
     assert "404" in probe("s3://no-such-bucket/x")["read"]

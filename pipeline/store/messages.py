@@ -7,6 +7,7 @@ known before, and no codec runs.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from zarr.core.buffer import default_buffer_prototype
@@ -32,13 +33,15 @@ class Messages:
 
     def __init__(self, store: Place) -> None:
         self.place = str(store)
-        self._store = open_store(locate(store), read_only=False)
-        self._check_ours()
+        where = locate(store)
+        self._store = open_store(where, read_only=False)
+        if not isinstance(where, Path) or where.exists():  # a folder that is looked into by Zarr is there afterwards
+            self._check_ours()
 
     def _check_ours(self) -> None:
         """Raise StoreError where something else lies in the store: a model, an array, files."""
         try:  # in this order, as another party may begin at this moment
-            there = [name for name in self.names("") if not name.endswith(".partial")]
+            there = [name for name in self.names("") if not name.startswith(".") and not name.endswith(".partial")]
             root = sync(self._store.get("zarr.json", default_buffer_prototype()))
         except OSError as error:
             raise StoreError(f"{self.place} cannot be used: {error.strerror or error}") from error
@@ -80,7 +83,7 @@ class Messages:
             found = sync(listed())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name.rstrip("/") for name in found if name.rstrip("/") != "zarr.json")
+        return sorted(name.rstrip("/") for name in found if name.rstrip("/") not in ("", "zarr.json"))
 
     def _set(self, key: str, data: bytes) -> None:
         sync(self._store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
