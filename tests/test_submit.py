@@ -123,25 +123,20 @@ def job(tmp_path: Path, client: Client, tls: dict[str, str], data: np.ndarray) -
 
 
 @pytest.fixture
-def slow(client: Client) -> Iterator[None]:
-    """Blocks take their time, on the workers that are there now."""
+def slow(client: Client) -> Iterator[Callable[[float], None]]:
+    """Blocks take their time, on the workers that are there now; how much can be changed."""
 
     def slower(seconds: float) -> None:
-        from pipeline import walk
-
-        real = walk.ready
-        walk.ready = lambda *args: (time.sleep(seconds), real(*args))[1]  # type: ignore[assignment]
-
-    def as_before() -> None:
         import importlib
 
         from pipeline import fold, walk
 
-        walk.ready = importlib.import_module(fold.__name__).ready
+        real = importlib.import_module(fold.__name__).ready
+        walk.ready = lambda *args: (time.sleep(seconds), real(*args))[1]
 
     client.run(slower, 0.3)
-    yield
-    client.run(as_before)
+    yield lambda seconds: client.run(slower, seconds)
+    client.run(slower, 0.0)
 
 
 def pipeline(*args: object) -> Result:
@@ -185,7 +180,7 @@ def the_same(place: str, data: np.ndarray) -> None:
 
 
 def test_a_job_goes_on_when_its_client_is_killed(
-    job: Callable[..., str], client: Client, tls: dict[str, str], data: np.ndarray, slow: None, tmp_path: Path
+    job: Callable[..., str], client: Client, tls: dict[str, str], data: np.ndarray, slow: Any, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "submit", job()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as laptop:
@@ -210,9 +205,7 @@ def test_a_job_goes_on_when_its_client_is_killed(
     assert done("jobs").split()[:2] == [id, "done"]
 
 
-def test_a_killed_worker_costs_an_attempt(
-    job: Callable[..., str], client: Client, data: np.ndarray, slow: None
-) -> None:
+def test_a_killed_worker_costs_an_attempt(job: Callable[..., str], client: Client, data: np.ndarray, slow: Any) -> None:
     id = done("submit", job(model={"checkpoint": "kept"})).strip()
     begun = until(id, "running", lines=2)
     where = begun["log"][0].split()[-1]
@@ -226,7 +219,10 @@ def test_a_killed_worker_costs_an_attempt(
     assert victim not in client.run(os.getpid).values()
 
 
-def test_a_cancelled_job_stops_and_can_go_on(job: Callable[..., str], data: np.ndarray, slow: None) -> None:
+def test_a_cancelled_job_stops_and_can_go_on(
+    job: Callable[..., str], data: np.ndarray, slow: Callable[[float], None]
+) -> None:
+    slow(1.5)
     id = done("submit", job(model={"checkpoint": "kept"})).strip()
     until(id, "running", lines=2)
     began = time.monotonic()
@@ -235,6 +231,7 @@ def test_a_cancelled_job_stops_and_can_go_on(job: Callable[..., str], data: np.n
     assert (facts(id)["state"], facts(id)["error"]) == ("cancelled", None)
     assert sorted(p.name for p in Path("out").iterdir()) == ["jobs.zarr"]
     assert Path("kept").exists()
+    slow(0.0)
     again = done("submit", job(model={"checkpoint": "kept"})).strip()
     until(again, "done")
     the_same("out/m.zarr", data)
@@ -269,7 +266,7 @@ def test_a_job_without_workers_waits_and_can_be_cancelled(job: Callable[..., str
 
 
 def test_what_is_no_longer_wanted_does_nothing(
-    job: Callable[..., str], client: Client, data: np.ndarray, slow: None
+    job: Callable[..., str], client: Client, data: np.ndarray, slow: Any
 ) -> None:
     record = Record(os.path.abspath("out/jobs.zarr"), done("submit", job()).strip())
     until(record.id, "running")
