@@ -109,9 +109,7 @@ def test_workers_of_a_batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The real scheduler, certificates and workers; only `sbatch` and `scancel` are ours."""
     pytest.importorskip("dask_jobqueue")
     # As the real one does, it keeps a script of its own: that which it was given is soon removed.
-    begin = (
-        '#!/bin/sh\ncp "$1" script.$$\nsh script.$$ >/dev/null 2>&1 &\necho $! >> "$PIDS"\necho "Submitted job $!"\n'
-    )
+    begin = '#!/bin/sh\ncp "$1" script.$$\nsh script.$$ >/dev/null 2>&1 &\necho $! >> "$PIDS"\necho "job $!"\n'
     for name, text in {"sbatch": begin, "scancel": '#!/bin/sh\nkill "$@"\n'}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
