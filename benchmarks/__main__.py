@@ -115,9 +115,9 @@ def table(shape: Shape, k: int, runs: dict[str, list[Run]], folder: Path) -> str
     """One shape as Markdown: medians, and ratios to ours of the same run."""
     told = next((t.told for t in runs["ours"] if t.told), {})
     best = bound(shape.store(folder), k, str(told.get("solver", "")))
-    stored = shape.n * shape.d * 4 if shape.kind == "float32" else 0
-    reads = told["bytes"] / stored if told and stored else float(told.get("passes", 1))
-    least = best["read"] * reads + best["multiply"] * told.get("passes", 1)
+    reads = told["bytes"] / told["stored"] if told else 1.0
+    narrow = min(told.get("width", k + 10) / (k + 10), 1.0)  # columns beside those that the bound multiplies with
+    least = best["read"] * reads + best["multiply"] * narrow * told.get("passes", 1)
     values, _, _ = shape.exact(folder, k)
     gap = 1 - values[k] / values[k - 1]
     lines = [

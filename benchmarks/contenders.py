@@ -19,13 +19,16 @@ Answer = tuple[np.ndarray, np.ndarray]
 
 def ours(path: str, k: int, kind: str, limit: str) -> Answer:
     """This project, as it chooses."""
-    from pipeline import PCA
+    from pipeline import PCA, open_matrix
 
     scale = "genotype" if "genotypes" in kind else None
     with _cluster(limit):
         model = PCA(n_components=k, scale=scale).fit(path)
+        X = open_matrix(path)
+        width = getattr(model.prepare(X).solver, "width", None)
     walks = model.subspace_.provenance["walks"]
     told = {"solver": model.plan_.solver, "passes": len(walks), "promised": model.plan_.peak_memory}
+    told |= {"stored": X.bytes_a_pass} | ({"width": width(X)} if width else {})
     print(json.dumps({**told, "bytes": sum(w["bytes"] for w in walks)}), flush=True)
     return model.singular_values_**2, model.components_
 

@@ -35,23 +35,25 @@ def bound(store: Path, k: int, solver: str) -> dict[str, float]:
     read_block = (lambda a, b, out: X.read_implicit(a, b).array) if sparse else X.read_range
     buffers = [None if sparse else np.empty(X.block_height * across, X.work_dtype) for _ in range(_CORES)]
 
+    cuts = X.together(X.cuts) if sparse else X.cuts  # where little is stored, several blocks are read together
+
     def block(i: int, worker: int) -> Any:
-        start, stop = X.bounds(i)
+        start, stop = int(cuts[i]), int(cuts[i + 1])
         out = buffers[worker]
         if out is not None:
             shape = (stop - start, across) if tall else (across, stop - start)
             out = out[: (stop - start) * across].reshape(shape)
         return read_block(start, stop, out)
 
-    samples = [block(min(i, X.n_blocks - 1), i) for i in range(_CORES)]
+    samples = [block(min(i, len(cuts) - 2), i) for i in range(_CORES)]
     work = [multiply(x if tall else x.T, k) for x in samples]
 
     def read(worker: int) -> None:
-        for i in range(worker, X.n_blocks, _CORES):
+        for i in range(worker, len(cuts) - 1, _CORES):
             block(i, worker)
 
     def compute(worker: int) -> None:
-        for _ in range(worker, X.n_blocks, _CORES):
+        for _ in range(worker, len(cuts) - 1, _CORES):
             work[worker]()
 
     seconds = {}
