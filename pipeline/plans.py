@@ -213,14 +213,8 @@ def _fit(
     again = cost.passes - 1 + scores  # passes that can do with what is kept
     worth, held = keeping and (again >= _WORTH_KEEPING or scores), matrix.kept_nbytes(matrix.work_dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
-    if (
-        isinstance(solver, Krylov)
-        and solver.may_be_narrow(X)
-        and (kept == matrix.n_blocks or (X.source.held and locally()))
-    ):
-        narrow = _fit(X, replace(solver, narrow=True), at_work, limit, scores)
-        if narrow.plan.blocks_kept == kept:
-            return narrow
+    if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
+        kept = 0
     seconds = _seconds(matrix, cost, at_work, kept)
     found = Plan(
         solver=solver.name,

@@ -222,6 +222,9 @@ def test_sparse_blocks_are_read_once_and_multiplied_often(tmp_path: Path) -> Non
     np.testing.assert_allclose(PCA(10, solver="krylov").fit(x).singular_values_, values, rtol=1e-6)
     # With too little memory to keep the blocks they are wide, and passes are few.
     assert plan(str(path), PCA(10, solver="krylov", memory_limit="125MB")).passes == 6
+    for limit in range(125_000_000, 250_000_000, 5_000_000):  # all blocks are kept or none, as chunks are shared
+        less = plan(str(path), PCA(10, solver="krylov", memory_limit=limit))
+        assert less.blocks_kept in (0, less.n_blocks)
 
 
 def test_blocks_of_stored_rows_read_nothing_else(tmp_path: Path) -> None:
