@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,7 @@ def refit(spec: JobSpec) -> JobResult | None:
     if model.checkpoint is None and model.estimator != RobustPCA.__name__ and "://" not in output.model:
         model = model.model_copy(update={"checkpoint": f"{output.model}.checkpoint"})
     spec = spec.model_copy(update={"output": output, "model": model})
-    with ExitStack() as stack:
-        client = stack.enter_context(cluster_client(spec=spec.cluster))
+    with cluster_client(spec=spec.cluster) as client:
         return None if _known(spec) else run_job(spec, client=client)
 
 
