@@ -13,10 +13,21 @@ import numpy as np
 
 from pipeline.kernels.divergence import errors_scale, sizes_of
 
-__all__ = ["Pursued", "PursuitSums", "kept_shares", "least_threshold", "low_rank_rows", "pursued", "pursuit_sums"]
+__all__ = [
+    "Level",
+    "Pursued",
+    "PursuitSums",
+    "kept_shares",
+    "low_rank_rows",
+    "lowered",
+    "pursued",
+    "pursuit_sums",
+    "settled",
+]
 
-_TURNS, _DECAY, _STARTS = 60, 0.7, 80
-_SETTLED = 5e-3  # share of the threshold that entries of L move by, root mean square, once it is settled
+_TURNS, _STARTS = 60, 300
+_DECAY, _FAST, _COARSE = 0.7, 0.3, 0.05  # of thresholds down to a coarse one, and from there, in units of the data
+_LOOSE, _SETTLED = 0.05, 2e-3  # share of the threshold that entries of L move by, root mean square, once it is settled
 _BESIDE = 1e-2  # share of the threshold that rows settle to
 
 
@@ -33,12 +44,19 @@ class PursuitSums(NamedTuple):
         return PursuitSums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+class Level(NamedTuple):
+    """A threshold, and how many singular values came through where it became a fine one."""
+
+    threshold: float
+    rank: int | None = None
+
+
 class Pursued(NamedTuple):
-    """Right singular vectors (d, r) and singular values (r,) of Z, and the threshold that was come down to."""
+    """Right singular vectors (d, r) and singular values (r,) of Z, and the level that was come down to."""
 
     vectors: np.ndarray
     values: np.ndarray
-    threshold: float
+    level: Level
 
 
 def kept_shares(values: np.ndarray, threshold: float, shape: tuple[int, int], most: int) -> np.ndarray:
@@ -47,9 +65,25 @@ def kept_shares(values: np.ndarray, threshold: float, shape: tuple[int, int], mo
     return np.where(np.arange(len(values)) < most, np.maximum(shares, 0.0), 0.0)
 
 
-def least_threshold(noise: float, shape: tuple[int, int]) -> float:
-    """The threshold at which singular values of noise with that deviation are thresholded away."""
-    return noise * (1 + float(np.sqrt(min(shape) / max(shape))))
+def lowered(level: Level, values: np.ndarray, noise: float, shape: tuple[int, int], finest: float) -> Level:
+    """Where the threshold goes once L has settled at a level; the same level where it stays.
+
+    Not below what thresholds the singular values of noise away. Far below the spread of the data it goes on only as
+    long as no more singular values come through: where the rest of the data is sparse none do, and the split is exact.
+    """
+    least = max(finest, noise * (1 + float(np.sqrt(min(shape) / max(shape)))))
+    if level.threshold > _COARSE:
+        return Level(min(level.threshold, max(_DECAY * level.threshold, _COARSE, least)))
+    counting = int(np.count_nonzero(values > level.threshold * np.sqrt(max(shape))))
+    rank = counting if level.rank is None else level.rank
+    if counting > rank:
+        return Level(level.threshold, rank)
+    return Level(min(level.threshold, max(_FAST * level.threshold, least)), rank)
+
+
+def settled(moved: float, threshold: float) -> bool:
+    """Whether L, whose entries moved by that much, root mean square, stays for all that a threshold tells."""
+    return moved <= (_LOOSE if threshold > _COARSE else _SETTLED) * threshold
 
 
 def low_rank_rows(z: np.ndarray, vectors: np.ndarray, shares: np.ndarray, threshold: float) -> np.ndarray:
@@ -99,23 +133,22 @@ def _beside(left: np.ndarray, lens: np.ndarray) -> np.ndarray:
 
 def pursued(z: np.ndarray, shape: tuple[int, int], most: int, finest: float) -> Pursued:
     """The split of some rows of a matrix of that shape, in memory; values are of the whole matrix."""
-    threshold, low = 0.5 * float(np.abs(z).max()), np.zeros_like(z)
+    level, low = Level(0.5 * float(np.abs(z).max())), np.zeros_like(z)
     larger = np.sqrt(shape[0] / len(z))
     for _ in range(_STARTS):
-        left = np.clip(z - low, -threshold, threshold)
+        left = np.clip(z - low, -level.threshold, level.threshold)
         clean = low + left
         values, vectors = _right(clean)
         values = values * larger
-        shares = kept_shares(values, threshold, shape, most)
+        shares = kept_shares(values, level.threshold, shape, most)
         lens = vectors[:, shares > 0]
         before, low = low, (clean @ lens * shares[shares > 0].astype(z.dtype)) @ lens.T
-        noise = errors_scale(sizes_of(_beside(left, lens)))
-        down = max(_DECAY * threshold, least_threshold(noise, shape), finest)
-        moved = float(np.linalg.norm(low - before)) / np.sqrt(z.size)
-        if down >= 0.9 * threshold and moved <= _SETTLED * threshold:
-            break
-        threshold = min(threshold, down)
-    return Pursued(vectors.astype(np.float64), values.astype(np.float64), threshold)
+        if settled(float(np.linalg.norm(low - before)) / np.sqrt(z.size), level.threshold):
+            noise = errors_scale(sizes_of(_beside(left, lens)))
+            level, now = lowered(level, values, noise, shape, finest), level
+            if level.threshold > 0.9 * now.threshold:
+                break
+    return Pursued(vectors.astype(np.float64), values.astype(np.float64), level)
 
 
 def _right(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,14 @@ from pipeline.errors import InputError
 from pipeline.folds.rowmaps import RowMap, Through, standardised
 from pipeline.kernels.divergence import errors_scale, fitted_rows
 from pipeline.kernels.pursuit import (
+    Level,
     PursuitSums,
     kept_shares,
-    least_threshold,
     low_rank_rows,
+    lowered,
     pursued,
     pursuit_sums,
+    settled,
 )
 from pipeline.matrix import Matrix
 from pipeline.robust.method import Certificate, Found, Options, Start, factor_of
@@ -33,7 +35,7 @@ from pipeline.subspace import Subspace
 
 __all__ = ["LowRankSparse", "split_rows"]
 
-_PASSES, _DECAY, _SETTLED = 100, 0.7, 5e-3
+_PASSES = 100
 _FREE, _BESIDE = 100, 10  # most components where their number is free, directions beside those that count
 _FINEST, _SINGLE = 1e-10, 1e-4  # thresholds, in units: the least, and down to which single precision does
 _START = 1_000_000  # entries of the sample that the start is found from
@@ -71,7 +73,7 @@ class PursuitState:
     unit: float
     vectors: np.ndarray
     values: np.ndarray
-    threshold: float
+    level: Level
     finest: float
     squares: float = 0.0
     rows: int = 0
@@ -110,16 +112,14 @@ class LowRankSparse:
         most = self._most(X)
         z = z[:: -(-z.size // _START)] / unit
         finest = max(_FINEST, float(np.finfo(X.work_dtype).eps * np.abs(z).max()))
-        found = pursued(z, (X.shape[0], z.shape[1]), most, finest)
-        width = min(len(found.values), self._counting(found.values, found.threshold, X, z.shape[1]) + _BESIDE)
-        return PursuitState(
-            maps, present, unit, found.vectors[:, :width], found.values[:width], found.threshold, finest
-        )
+        found = pursued(z.astype(np.float32), (X.shape[0], z.shape[1]), most, max(finest, _SINGLE))
+        width = min(len(found.values), self._counting(found.values, found.level.threshold, X, z.shape[1]) + _BESIDE)
+        return PursuitState(maps, present, unit, found.vectors[:, :width], found.values[:width], found.level, finest)
 
     def fold(self, X: Matrix, state: PursuitState) -> Through:
         factor = factor_of(X, state.present) / state.unit
         shares = self._shares(X, state)
-        return Through(Pursuit(X.work_dtype, factor, state.vectors, shares, state.threshold), state.maps)
+        return Through(Pursuit(X.work_dtype, factor, state.vectors, shares, state.level.threshold), state.maps)
 
     def step(self, X: Matrix, state: PursuitState, summary: PursuitSums | None) -> PursuitState:
         if summary is None:
@@ -127,22 +127,22 @@ class LowRankSparse:
         shape = X.shape[0], len(state.vectors)
         vectors, squares, _ = np.linalg.svd(summary.images, full_matrices=False)
         values = np.sqrt(squares)
-        noise = errors_scale(summary.sizes)
-        threshold = min(state.threshold, max(_DECAY * state.threshold, least_threshold(noise, shape), state.finest))
-        old, new = (
-            state.values * self._shares(X, state),
-            values * kept_shares(values, state.threshold, shape, self._most(X)),
-        )
+        most, at = self._most(X), state.level.threshold
+        old, new = state.values * self._shares(X, state), values * kept_shares(values, at, shape, most)
         lens = state.vectors[:, old > 0]
         turned = (vectors - lens @ (lens.T @ vectors)) * new
         moved = float(np.hypot(np.linalg.norm(turned), np.linalg.norm(old - new)) / np.sqrt(np.prod(shape)))
-        settled = threshold > 0.9 * state.threshold and moved <= _SETTLED * state.threshold
-        reason = CONVERGED if settled else LIMIT if state.passes + 1 >= _PASSES else None
+        level, reason = state.level, LIMIT if state.passes + 1 >= _PASSES else None
+        if settled(moved, at):
+            level = lowered(level, values, errors_scale(summary.sizes), shape, state.finest)
+            reason = CONVERGED if level.threshold > 0.9 * at else reason
+        if reason:
+            level = state.level
         after = replace(
             state,
             vectors=vectors,
             values=values,
-            threshold=state.threshold if settled else threshold,
+            level=level,
             squares=summary.squares,
             rows=summary.rows,
             passes=state.passes + 1,
@@ -174,15 +174,15 @@ class LowRankSparse:
             np.ones(k),  # how near the truth is, is not known
             state.passes,
         )
-        settled, short = state.reason == CONVERGED, self._free and counting >= self._most(X)
-        text = f"the split {'settled' if settled else 'did not settle'} in {state.passes} passes"
+        done, short = state.reason == CONVERGED, self._free and counting >= self._most(X)
+        text = f"the split {'settled' if done else 'did not settle'} in {state.passes} passes"
         text += f" with rank {counting}; {100 * state.outlying:.2g} % of the entries are of the sparse part"
         if short:
             text += f"; more components than {counting} would count: give n_components"
-        story = {"unit": state.unit, "threshold": state.threshold, "shares": [float(x) for x in shares[:k]]}
+        story = {"unit": state.unit, "threshold": state.level.threshold, "shares": [float(x) for x in shares[:k]]}
         settings = replace(self.settings, center=False)
         subspace = replace(answer, provenance={"entries": story}).subspace(X, settings)
-        return Found(subspace, Certificate(settled and not short, text), measured=True)
+        return Found(subspace, Certificate(done and not short, text), measured=True)
 
     @property
     def _free(self) -> bool:
@@ -195,7 +195,7 @@ class LowRankSparse:
         return min(rank.most(*X.shape), _FREE) if self._free else rank.most(*X.shape)
 
     def _shares(self, X: Matrix, state: PursuitState) -> np.ndarray:
-        return kept_shares(state.values, state.threshold, (X.shape[0], len(state.vectors)), self._most(X))
+        return kept_shares(state.values, state.level.threshold, (X.shape[0], len(state.vectors)), self._most(X))
 
     def _counting(self, values: np.ndarray, threshold: float, X: Matrix, d: int) -> int:
         counting = int(np.count_nonzero(kept_shares(values, threshold, (X.shape[0], d), self._most(X))))
@@ -204,7 +204,7 @@ class LowRankSparse:
     def _widened(self, X: Matrix, state: PursuitState) -> PursuitState:
         """The same with some directions beside those that count, random where there are none yet."""
         d, r = state.vectors.shape
-        most = min(self._counting(state.values, state.threshold, X, d) + _BESIDE, X.shape[0], d)
+        most = min(self._counting(state.values, state.level.threshold, X, d) + _BESIDE, X.shape[0], d)
         if r >= most:
             return replace(state, vectors=state.vectors[:, :most], values=state.values[:most])
         fresh = np.random.default_rng((self.settings.seed, state.passes)).standard_normal((d, most - r))
