@@ -25,9 +25,14 @@ __all__ = [
     "settled",
 ]
 
-_TURNS, _STARTS = 60, 300
+_TURNS, _STARTS = 200, 500
 _DECAY, _FAST, _COARSE = 0.7, 0.3, 0.05  # of thresholds down to a coarse one, and from there, in units of the data
-_LOOSE, _SETTLED = 0.05, 2e-3  # share of the threshold that entries of L move by, root mean square, once it is settled
+_LOOSE, _SETTLED, _START = (
+    0.05,
+    1e-2,
+    5e-4,
+)  # share of the threshold that entries of L move by, root mean square, once it is settled, in a pass and in memory
+_CALM = 0.05  # share of the scale, an entry, that a row moves by when the scale is halved
 _BESIDE = 1e-2  # share of the threshold that rows settle to
 
 
@@ -81,9 +86,9 @@ def lowered(level: Level, values: np.ndarray, noise: float, shape: tuple[int, in
     return Level(min(level.threshold, max(_FAST * level.threshold, least)), rank)
 
 
-def settled(moved: float, threshold: float) -> bool:
+def settled(moved: float, threshold: float, close: float = _SETTLED) -> bool:
     """Whether L, whose entries moved by that much, root mean square, stays for all that a threshold tells."""
-    return moved <= (_LOOSE if threshold > _COARSE else _SETTLED) * threshold
+    return moved <= (_LOOSE if threshold > _COARSE else close) * threshold
 
 
 def low_rank_rows(z: np.ndarray, vectors: np.ndarray, shares: np.ndarray, threshold: float) -> np.ndarray:
@@ -101,7 +106,10 @@ def low_rank_rows(z: np.ndarray, vectors: np.ndarray, shares: np.ndarray, thresh
         step = np.linalg.norm(after - found[active], axis=1)
         found[active] = after
         going = (step > close) | (scale[:, 0] > threshold)
-        active, scale = active[going], np.maximum(0.5 * scale[going], z.dtype.type(threshold))
+        # Clipped entries move by no more than the scale: who lowers it too soon stays where he is.
+        calm = (step <= _CALM * scale[:, 0] * np.sqrt(z.shape[1]))[:, None]
+        scale = np.where(calm, np.maximum(0.5 * scale, z.dtype.type(threshold)), scale)
+        active, scale = active[going], scale[going]
         if not active.size:
             break
     scores[:, some] = found
@@ -134,18 +142,20 @@ def _beside(left: np.ndarray, lens: np.ndarray) -> np.ndarray:
 def pursued(z: np.ndarray, shape: tuple[int, int], most: int, finest: float) -> Pursued:
     """The split of some rows of a matrix of that shape, in memory; values are of the whole matrix."""
     level, low = Level(0.5 * float(np.abs(z).max())), np.zeros_like(z)
-    larger = np.sqrt(shape[0] / len(z))
+    larger, ahead, turn = np.sqrt(shape[0] / len(z)), low, 0
     for _ in range(_STARTS):
-        left = np.clip(z - low, -level.threshold, level.threshold)
-        clean = low + left
+        left = np.clip(z - ahead, -level.threshold, level.threshold)
+        clean = ahead + left
         values, vectors = _right(clean)
         values = values * larger
         shares = kept_shares(values, level.threshold, shape, most)
         lens = vectors[:, shares > 0]
         before, low = low, (clean @ lens * shares[shares > 0].astype(z.dtype)) @ lens.T
-        if settled(float(np.linalg.norm(low - before)) / np.sqrt(z.size), level.threshold):
+        # Nesterov's momentum, anew at each level.
+        ahead, turn = low + (turn / (turn + 3)) * (low - before), turn + 1
+        if settled(float(np.linalg.norm(low - before)) / np.sqrt(z.size), level.threshold, _START):
             noise = errors_scale(sizes_of(_beside(left, lens)))
-            level, now = lowered(level, values, noise, shape, finest), level
+            level, now, turn = lowered(level, values, noise, shape, finest), level, 0
             if level.threshold > 0.9 * now.threshold:
                 break
     return Pursued(vectors.astype(np.float64), values.astype(np.float64), level)
