@@ -31,8 +31,8 @@ class Sums(NamedTuple):
     """What columns are fitted from, added over rows.
 
     Products (d, k + 1, k + 1) and (d, k + 1) of [scores, 1] with the weights; moments (k, k) and sums (k,) of the
-    scores; weighted squares of the errors, rows, how many entries lost more than half of their weight, and how many
-    errors there are of each power of two.
+    scores; weighted squares of the errors, rows, how many of these keep too little weight to determine their scores,
+    how many entries lost more than half of their weight, and how many errors there are of each power of two.
     """
 
     normal: np.ndarray
@@ -41,6 +41,7 @@ class Sums(NamedTuple):
     middle: np.ndarray
     squares: float
     rows: int
+    guessed: int
     outlying: int
     sizes: np.ndarray
 
@@ -171,6 +172,7 @@ def column_sums_of(fit: Fit, z: np.ndarray) -> Sums:
         fit.scores.sum(axis=0),
         float((fit.weights * np.square(fit.errors)).sum()),
         len(z),
+        int((told < 0.5).sum()),
         int((fit.weights < 0.5).sum()),
         sizes_of(fit.errors),
     )

@@ -27,6 +27,7 @@ __all__ = ["DensityPower"]
 _PASSES, _TOL, _LOOSE = 100, 1e-7, 1e-3
 _CLOSER, _CLOSEST = 1e-3, 1e-9  # of rows: share of the last change of the columns, and at least
 _UNSEEN = 1e-3  # share of the error that chance leaves in the columns, below which a change is none
+_GUESSED = 0.05  # share of the rows
 _START = 500_000  # entries of the sample that the start is found from
 _SCALE, _FINEST = 4.0, 1e-2  # of the weights: in deviations of the errors, and at least
 _GRID = np.linspace(0.1, 1.0, 10)  # of alpha, to choose from
@@ -80,6 +81,7 @@ class DensityPowerState:
     passes: int = 0
     change: float = np.inf
     outlying: float = 0.0
+    guessed: float = 0.0
     reason: str | None = None
 
 
@@ -150,6 +152,7 @@ class DensityPower:
             passes=state.passes + 1,
             change=change,
             outlying=summary.outlying / entries,
+            guessed=summary.guessed / summary.rows,
         )
         # Once the fit stays where it is, the scale comes down to that of the errors.
         sigma = state.sigma if change > _LOOSE else min(state.sigma, max(_SCALE * noise, _FINEST))
@@ -184,10 +187,15 @@ class DensityPower:
             state.passes,
         )
         holds = state.reason == CONVERGED
+        spare = len(state.basis) - k if state.alpha else np.inf
         text = (
             f"the regressions {'settled' if holds else 'did not settle'} to {state.change:.1e} in {state.passes} passes"
         )
         text += f" with alpha={state.alpha:.2g}; {100 * state.outlying:.2g} % of the entries lost half of their weight"
+        if state.guessed > _GUESSED or not spare:
+            holds = False
+            text += f"; {100 * state.guessed:.2g} % of the rows have too few entries left to determine {k} scores"
+            text += f", and {spare} of {len(state.basis)} to spare at best: ask for fewer components"
         story = {
             "unit": state.unit,
             "sigma": state.sigma,

@@ -46,6 +46,7 @@ class Pursuit:
     """Fold to what the next right singular vectors are found from, over the features that count, in `unit`s."""
 
     dtype: np.dtype[Any]
+    center: np.ndarray
     factor: np.ndarray
     vectors: np.ndarray
     shares: np.ndarray
@@ -55,7 +56,7 @@ class Pursuit:
     def block(
         self, x: np.ndarray, at: tuple[int, int], held: PursuitSums | None, scratch: dict[str, np.ndarray]
     ) -> PursuitSums:
-        z = standardised(x, np.zeros(len(self.factor)), self.factor)[:, self.factor != 0]
+        z = standardised(x, self.center, self.factor)[:, self.factor != 0]
         z = z.astype(np.float32 if self.threshold > _SINGLE else np.float64, copy=False)
         found = pursuit_sums(z, self.vectors, self.shares, self.threshold)
         return found if held is None else held + found
@@ -69,7 +70,7 @@ class PursuitState:
     """Right singular vectors (d', r) and values (r,) of what is left of the rows without sparse entries, in `unit`s."""
 
     maps: tuple[RowMap, ...]
-    present: np.ndarray
+    center: np.ndarray
     unit: float
     vectors: np.ndarray
     values: np.ndarray
@@ -85,7 +86,8 @@ class PursuitState:
 
 @dataclass(frozen=True)
 class LowRankSparse:
-    """Alternation of rows and right singular vectors, one pass a turn, about zero: the mean is of low rank too."""
+    """Alternation of rows and right singular vectors, one pass a turn; about zero, as a mean is of low rank
+    too, unless a center was asked for by its name."""
 
     settings: Settings
     options: Options
@@ -102,9 +104,10 @@ class LowRankSparse:
     def begin(self, X: Matrix, start: Start, maps: tuple[RowMap, ...]) -> PursuitState:
         assert start.sample is not None
         assert start.center is not None
-        present = np.isfinite(start.center)
-        factor = factor_of(X, present)
-        z = (np.where(present, start.sample, 0.0) * factor)[:, factor != 0]
+        moved = isinstance(self.options.center, str)
+        center = start.center if moved else np.where(np.isfinite(start.center), 0.0, np.nan)
+        factor = factor_of(X, np.isfinite(center))
+        z = ((np.where(factor != 0, start.sample - center, 0.0)) * factor)[:, factor != 0]
         low, high = np.percentile(z, [25, 75])
         unit = float(high - low) or float(z.std())
         if not unit > 0:
@@ -114,12 +117,14 @@ class LowRankSparse:
         finest = max(_FINEST, float(np.finfo(X.work_dtype).eps * np.abs(z).max()))
         found = pursued(z.astype(np.float32), (X.shape[0], z.shape[1]), most, max(finest, _SINGLE))
         width = min(len(found.values), self._counting(found.values, found.level.threshold, X, z.shape[1]) + _BESIDE)
-        return PursuitState(maps, present, unit, found.vectors[:, :width], found.values[:width], found.level, finest)
+        return PursuitState(maps, center, unit, found.vectors[:, :width], found.values[:width], found.level, finest)
 
     def fold(self, X: Matrix, state: PursuitState) -> Through:
-        factor = factor_of(X, state.present) / state.unit
+        factor = factor_of(X, np.isfinite(state.center)) / state.unit
         shares = self._shares(X, state)
-        return Through(Pursuit(X.work_dtype, factor, state.vectors, shares, state.level.threshold), state.maps)
+        return Through(
+            Pursuit(X.work_dtype, state.center, factor, state.vectors, shares, state.level.threshold), state.maps
+        )
 
     def step(self, X: Matrix, state: PursuitState, summary: PursuitSums | None) -> PursuitState:
         if summary is None:
@@ -159,14 +164,14 @@ class LowRankSparse:
         shares = self._shares(X, state)
         counting = int(np.count_nonzero(shares))
         k = max(1, counting) if self._free else min(self._most(X), len(shares))
-        counted = factor_of(X, state.present) != 0
+        counted = factor_of(X, np.isfinite(state.center)) != 0
         components = np.zeros((X.shape[1], k))
         components[counted] = state.vectors[:, :k]
         values = state.values[:k] * state.unit
         answer = Answer(
             components,
             values,
-            np.where(state.present, 0.0, np.nan),
+            state.center,
             None,
             float(state.rows),
             max(state.squares * state.unit**2, float(np.square(values).sum())) / state.rows,
@@ -180,7 +185,7 @@ class LowRankSparse:
         if short:
             text += f"; more components than {counting} would count: give n_components"
         story = {"unit": state.unit, "threshold": state.level.threshold, "shares": [float(x) for x in shares[:k]]}
-        settings = replace(self.settings, center=False)
+        settings = replace(self.settings, center=isinstance(self.options.center, str))
         subspace = replace(answer, provenance={"entries": story}).subspace(X, settings)
         return Found(subspace, Certificate(done and not short, text), measured=True)
 
