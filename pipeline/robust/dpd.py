@@ -26,7 +26,7 @@ __all__ = ["DensityPower"]
 
 _PASSES, _TOL, _LOOSE = 100, 1e-7, 1e-3
 _CLOSER, _CLOSEST = 1e-3, 1e-9  # of rows: share of the last change of the columns, and at least
-_UNSEEN = 1e-3  # share of the error that chance leaves in the columns, below which a change is none
+_UNSEEN = 0.1  # share of the error that chance leaves in the columns, below which a change is none
 _GUESSED = 0.05  # share of the rows
 _START = 500_000  # entries of the sample that the start is found from
 _SCALE, _FINEST = 4.0, 1e-2  # of the weights: in deviations of the errors, and at least
@@ -154,11 +154,12 @@ class DensityPower:
             outlying=summary.outlying / entries,
             guessed=summary.guessed / summary.rows,
         )
+        chance = noise * np.sqrt(len(basis)) / max(float(values[-1]), np.finfo(float).tiny) if state.alpha else 0.0
         # Once the fit stays where it is, the scale comes down to that of the errors.
-        sigma = state.sigma if change > _LOOSE else min(state.sigma, max(_SCALE * noise, _FINEST))
+        stays = change <= max(_LOOSE, _UNSEEN * chance)
+        sigma = min(state.sigma, max(_SCALE * noise, _FINEST)) if stays else state.sigma
         lost = (summary.normal[:, -1, -1] < 0.5 * summary.rows).astype(float)
         settled = (sigma > 0.9 * state.sigma and not (lost > state.lost).any()) or not state.alpha
-        chance = noise * np.sqrt(len(basis)) / max(float(values[-1]), np.finfo(float).tiny) if state.alpha else 0.0
         if change <= max(_TOL, _UNSEEN * chance) and settled:
             return replace(state, reason=CONVERGED)
         return replace(state, sigma=sigma, lost=lost, reason=LIMIT if state.passes >= _PASSES else None)
