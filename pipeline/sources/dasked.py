@@ -62,6 +62,13 @@ class Dasked:
         where[self.axes[ROWS][0]] = slice(start, stop)
         return replace(self, array=self.array[tuple(where)])
 
+    def even(self, height: int) -> Dasked:
+        """The same with chunks that end at every multiple of `height` along its first sample dim."""
+        axis = self.axes[ROWS][0]
+        if np.isin(np.arange(height, self.array.shape[axis], height), np.cumsum(self.array.chunks[axis])).all():
+            return self
+        return replace(self, array=self.array.rechunk({axis: height}))
+
     @property
     def shape(self) -> tuple[int, int]:
         rows, cols = (prod(self.array.shape[a] for a in axes) for axes in self.axes)
