@@ -7,9 +7,10 @@ restarted from the leading Ritz vectors and their residual (thick restart, Wu an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
@@ -22,7 +23,7 @@ __all__ = ["Krylov"]
 _BLOCKS = 8
 _NARROW = 8  # columns of a narrow block: as many as a sparse product takes at a time
 _COLUMNS = 10  # products for two components in narrow blocks: where spectra that decay slowly are known to 1e-6
-_PROBED = 8  # last passes over narrow blocks that carry probes, as these cost as much as the block itself
+_PROBED = 6  # last passes over narrow blocks that carry probes, as these cost as much as the block itself
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,19 @@ class Krylov(Iteration):
     def squared(self, X: Matrix) -> bool:
         return self.settings.tol is None and self.side == ROWS and dear(X)
 
+    def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
+        # Threads of BLAS wait busily for some time after a product, and short passes would wait for them.
+        brief = self.narrow and state.passes + 1 < self.effort(X)
+        with threadpool_limits(1 if brief else None):
+            return super().step(X, state, summary)
+
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         l = state.basis.block.shape[1]
         known, images, image = basis.known, basis.images, basis.block
-        if ritz is not None and known.shape[1] + l > _BLOCKS * l:
-            known, images, image = ritz.vectors[:, :l], ritz.images[:, :l], ritz.leak[:, :l]
-        width = max(min(l, most - known.shape[1]), 0)
+        width = sum(b.shape[1] for b in known)
+        if ritz is not None and width + l > _BLOCKS * l:
+            known, images, image, width = (ritz.vectors[:, :l],), (ritz.images[:, :l],), ritz.leak[:, :l], l
+        width = max(min(l, most - width), 0)
         spare = np.random.default_rng([self.settings.seed, 2, state.passes]).standard_normal((image.shape[0], width))
         if self.side == ROWS and state.mean is not None:
             spare *= np.isfinite(state.mean)[:, None]
