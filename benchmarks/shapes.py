@@ -124,6 +124,31 @@ class Genotypes(Shape):
         variance = mean * (1 - mean / 2)
         return mean, np.sqrt(np.where(variance > 0, variance, 1.0))
 
+    @staticmethod
+    def sizes(path: Path) -> tuple[int, int]:
+        """Samples and variants of a store."""
+        return zarr.open_array(path, mode="r").shape
+
+    @classmethod
+    def bed(cls, path: Path) -> Path:
+        """The same as files of PLINK 1 beside the store, written if they are not there yet: their path without ending.
+
+        A variant is a run of two bits a sample: 0 for two counted alleles, 2 for one, 3 for none.
+        """
+        prefix, (n, d) = path.with_suffix(""), cls.sizes(path)
+        if prefix.with_suffix(".fam").exists():
+            return prefix
+        z, coded = zarr.open_array(path, mode="r"), np.array([3, 2, 0], np.uint8)
+        with prefix.with_suffix(".bed").open("wb") as bed:
+            bed.write(bytes([0x6C, 0x1B, 0x01]))
+            for start in range(0, d, z.chunks[1]):
+                codes = np.zeros((min(z.chunks[1], d - start), -(-n // 4) * 4), np.uint8)
+                codes[:, :n] = coded[z[:, start : start + len(codes)]].T
+                bed.write(sum(codes[:, i::4] << 2 * i for i in range(4)).tobytes())
+        prefix.with_suffix(".bim").write_text("".join(f"1\tv{j}\t0\t{j + 1}\tA\tC\n" for j in range(d)))
+        prefix.with_suffix(".fam").write_text("".join(f"s{i}\ts{i}\t0\t0\t0\t-9\n" for i in range(n)))
+        return prefix
+
 
 @dataclass(frozen=True)
 class Sparse(Shape):
