@@ -18,7 +18,7 @@ import click
 import numpy as np
 import psutil
 
-from benchmarks.contenders import CONTENDERS, suits
+from benchmarks.contenders import CONTENDERS, HEADLINE, suits
 from benchmarks.machine import bound
 from benchmarks.shapes import SHAPES, Shape
 
@@ -158,7 +158,7 @@ def table(shape: Shape, k: int, runs: dict[str, list[Run]], folder: Path) -> str
 @click.option("--repeats", default=3, show_default=True)
 @click.option("-k", "ks", multiple=True, type=int, default=(10, 50), show_default=True)
 @click.option("--limit", default=300.0, show_default=True, help="Seconds after which a contender is stopped.")
-@click.option("--only", multiple=True, help="Contenders, beside ours; default all.")
+@click.option("--only", multiple=True, help="Contenders, beside ours; default all of `full`, else the headline.")
 @click.option("--shape", "shapes", multiple=True, help="Shapes; default all of the size.")
 def main(
     size: str,
@@ -170,6 +170,7 @@ def main(
     shapes: tuple[str, ...],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    asked = only or (CONTENDERS if size == "full" else HEADLINE)
     print(
         f"Load of the machine before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores; {repeats} repeats.\n"
     )
@@ -177,11 +178,7 @@ def main(
         if shapes and shape.name not in shapes:
             continue
         shape.exact(folder, 1)
-        names = [
-            n
-            for n in CONTENDERS
-            if suits(n, shape.kind, shape.limit, shape.d) and (n == "ours" or not only or n in only)
-        ]
+        names = [n for n in CONTENDERS if suits(n, shape.kind, shape.limit, shape.d) and (n == "ours" or n in asked)]
         for k in ks:
             runs: dict[str, list[Run]] = {name: [] for name in names}
             for _ in range(repeats):  # interleaved, so that a drifting machine is alike for all

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CONTENDERS", "suits"]
+__all__ = ["CONTENDERS", "HEADLINE", "suits"]
 
 Answer = tuple[np.ndarray, np.ndarray]
 
@@ -206,6 +206,15 @@ CONTENDERS: dict[str, Callable[[str, int, str, str], Answer]] = {
     "scikit-learn IncrementalPCA": sklearn_incremental,
     "PLINK2 approx": plink2,
 }
+HEADLINE = (
+    "dask-ml PCA full",
+    "svd_compressed QR 2",
+    "scikit-learn covariance",
+    "scikit-learn randomized",
+    "scikit-learn ARPACK",
+    "PLINK2 approx",
+)
+"""The peers that come nearest on some shape."""
 _IMPORTS = {
     "ours": ("pipeline.estimators.pca", "pipeline.walk"),
     "dask-ml": ("dask_ml.decomposition", "dask.array"),
