@@ -26,7 +26,7 @@ from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED,
 from pipeline.sources import COLUMNS, ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Basis", "Iteration", "IterationState", "dear"]
+__all__ = ["Basis", "Iteration", "IterationState", "dear", "moved_by"]
 
 _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
 _NARROW = 32  # columns up to which blocks of a basis are joined
@@ -69,6 +69,7 @@ class IterationState:
     sines: np.ndarray | None = None
     rounding: float = 0.0
     moved: float = np.inf
+    inner: np.ndarray | None = None
     history: tuple[float, ...] = ()
     n: float = 0.0
     spread: float = 0.0
@@ -139,6 +140,10 @@ class Iteration:
     def due(self, X: Matrix, state: IterationState) -> bool:
         """Whether an answer is to be drawn from the products of this pass."""
         return True
+
+    def watched(self, X: Matrix, state: IterationState, grown: Basis) -> IterationState:
+        """The state with how far the answer has `moved`, where that is asked before it is due."""
+        return state
 
     def probing(self, X: Matrix, state: IterationState) -> bool:
         """Whether the next pass is to carry probes."""
@@ -277,6 +282,7 @@ class Iteration:
         image = np.ascontiguousarray(applied.product[:, :l])
         most = min(min(X.shape), applied.present)
         grown = state.basis.grown(image)
+        state = self.watched(X, state, grown)
         if not self.due(X, state):
             if self.probing(X, state):
                 state = self._probed(state, grown.known, applied.product[:, l:])
@@ -295,7 +301,7 @@ class Iteration:
         if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
             state = self._probed(state, grown.known, applied.product[:, l:])
             outside = self._outside(state, applied.energy, theta)
-        last = self.settings.tol is None and state.passes >= self.effort(X)
+        last = self.settings.tol is None and (state.passes >= self.effort(X) or self.settled(X, state))
         if last and self.squared(X) and theta.size < most:
             answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
             # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
@@ -304,7 +310,7 @@ class Iteration:
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
         answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
-        moved = np.inf if state.ritz is None else _moved(state.ritz.theta, theta, k)
+        moved = state.moved if state.ritz is None else moved_by(state.ritz.theta, theta, k)
         state = replace(self._answered(X, state, answer, theta), ritz=ritz, rounding=rounding, moved=moved)
         if last:
             return state
@@ -391,7 +397,7 @@ def _joined(blocks: tuple[np.ndarray, ...], block: np.ndarray) -> tuple[np.ndarr
     return *blocks, block
 
 
-def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
+def moved_by(before: np.ndarray, now: np.ndarray, k: int) -> float:
     """The largest change of the leading k eigenvalues, over the next one: per-vector error of Feng et al. (2024)."""
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))
