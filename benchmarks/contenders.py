@@ -216,10 +216,10 @@ HEADLINE = (
 )
 """The peers that come nearest on some shape."""
 _IMPORTS = {
-    "ours": ("pipeline.estimators.pca", "pipeline.walk"),
-    "dask-ml": ("dask_ml.decomposition", "dask.array"),
-    "svd_compressed": ("dask.array", "zarr"),
-    "xeofs": ("xeofs.single", "dask.array"),
+    "ours": ("pipeline.estimators.pca", "distributed"),
+    "dask-ml": ("dask_ml.decomposition", "distributed"),
+    "svd_compressed": ("dask.array", "distributed"),
+    "xeofs": ("xeofs.single", "distributed"),
     "scikit-learn": ("sklearn.decomposition", "zarr"),
     "PLINK2": ("benchmarks.shapes",),
 }
