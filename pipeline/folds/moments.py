@@ -80,14 +80,15 @@ class RowMoments:
         In which blocks are multiplied.
     weights : (n,) array, optional
         How much each row counts.
-    probe : (d,) array
-        A random vector that rounding is measured with, in the units that the answer will have.
+    probe : (d,) array, optional
+        A random vector that rounding is measured with, in the units that the answer will have; None where blocks are
+        not measured.
     scale : str, optional
         What features will be divided by.
     """
 
     dtype: np.dtype[Any]
-    probe: np.ndarray
+    probe: np.ndarray | None
     scale: str | None = None
     weights: np.ndarray | None = None
     side: int = ROWS
@@ -95,6 +96,9 @@ class RowMoments:
 
     def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
         return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def unmeasured(self) -> RowMoments:
+        return replace(self, probe=None)
 
     def block(self, x: Rows, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]) -> Moments:
         rows, d = x.x, x.x.shape[1]
@@ -110,7 +114,7 @@ class RowMoments:
             energy = float(np.trace(product).real)
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
-        if single(self.dtype) and held.rounding.due(energy):
+        if self.probe is not None and single(self.dtype) and held.rounding.due(energy):
             wide = product.astype(doubled(self.dtype))
             probe = self.probe
             if self.scale is not None:

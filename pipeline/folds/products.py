@@ -78,8 +78,8 @@ class RowProduct:
         Float64; in the data's own units.
     squares : bool
         Whether sums of squares are wanted: they are, once.
-    probe : (l,) array
-        A random vector that rounding is measured with.
+    probe : (l,) array, optional
+        A random vector that rounding is measured with; None where blocks are not measured.
     weights : (n,) array, optional
         How much each row counts.
     """
@@ -87,13 +87,16 @@ class RowProduct:
     dtype: np.dtype[Any]
     lens: np.ndarray
     squares: bool
-    probe: np.ndarray
+    probe: np.ndarray | None
     weights: np.ndarray | None = None
     side: int = ROWS
     readiness: ClassVar[str] = SHIFTED
 
     def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
         return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
+
+    def unmeasured(self) -> RowProduct:
+        return replace(self, probe=None)
 
     def block(self, x: Rows, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]) -> Products:
         rows, (d, l) = x.x, self.lens.shape
@@ -111,7 +114,7 @@ class RowProduct:
             energy = float(wide_squares(rows).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
-        if single(self.dtype) and held.rounding.due(energy):
+        if self.probe is not None and single(self.dtype) and held.rounding.due(energy):
             exact = product_in_float64(rows, self.lens @ self.probe)
             rounding = held.rounding + measured(self.probe @ product.astype(doubled(self.dtype)) - exact.conj(), energy)
         squares: np.ndarray | float = 0.0
