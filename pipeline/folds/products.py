@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.folds.moments import chan
+from pipeline.folds.about import About
 from pipeline.folds.rows import SHIFTED, Rows, shifted
 from pipeline.kernels.blocks import (
     column_squares,
@@ -31,38 +31,26 @@ __all__ = ["Products", "RowProduct"]
 
 @dataclass(frozen=True)
 class Products:
-    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (C R)^H (l, d).
+    """Where rows lie, sums of squares (d,) about their pilot, and the product (C R)^H (l, d).
 
-    The squares and the product of `central` ones are about the mean, which is pilot + sums / n. `energy` (d,) are the
-    sums of squares as they were accumulated: what rounding errors are relative to.
+    The squares and the product of `central` ones are about the mean. `energy` (d,) are the sums of squares as they were
+    accumulated: what rounding errors are relative to.
     """
 
-    n: float
-    pilot: np.ndarray
-    absent: np.ndarray
-    sums: np.ndarray
+    about: About
     squares: np.ndarray
     energy: np.ndarray
     product: np.ndarray
     rounding: Rounding
     central: bool = False
 
-    @property
-    def shift(self) -> np.ndarray:
-        """(d,) from the pilot to the weighted mean."""
-        return self.sums / self.n if self.n else np.zeros_like(self.sums)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """(d,) weighted mean."""
-        return self.pilot + self.shift
-
     def centred(self, lens: np.ndarray) -> Products:
         """The same about the mean."""
         if self.central:
             return self
-        product = self.product - np.outer((self.sums @ lens).conj(), self.shift)
-        squares = np.maximum(self.squares - (self.sums * self.shift.conj()).real, 0.0)
+        sums, shift = self.about.sums, self.about.shift
+        product = self.product - np.outer((sums @ lens).conj(), shift)
+        squares = np.maximum(self.squares - (sums * shift.conj()).real, 0.0)
         return replace(self, squares=squares, energy=self.squares, product=product, central=True)
 
 
@@ -102,7 +90,7 @@ class RowProduct:
         rows, (d, l) = x.x, self.lens.shape
         if held is None:
             none = np.zeros(d)
-            held = Products(0.0, x.pilot, x.absent, none, none, none, np.zeros((l, d), doubled(self.dtype)), Rounding())
+            held = Products(About.pilot_of(x), none, none, np.zeros((l, d), doubled(self.dtype)), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
@@ -120,16 +108,14 @@ class RowProduct:
         squares: np.ndarray | float = 0.0
         if self.squares:
             squares = wide_squares(rows) if wide else column_squares(rows)
-        return replace(
-            held, n=held.n + x.weight, sums=held.sums + x.sums, squares=held.squares + squares, rounding=rounding
-        )
+        return replace(held, about=held.about.plus(x), squares=held.squares + squares, rounding=rounding)
 
     def combine(self, a: Products, b: Products) -> Products:
-        n, sums, gap = chan(a, b)
+        about, gap = a.about.joined(b.about)
         a, b = a.centred(self.lens), b.centred(self.lens)
         product = a.product + b.product
         product += np.outer((gap @ self.lens).conj(), gap)
         squares = a.squares + b.squares + magnitudes(gap)
         energy = a.energy + b.energy + magnitudes(gap)
         rounding = a.rounding + b.rounding
-        return Products(n, a.pilot, a.absent, sums, squares, energy, product, rounding, central=True)
+        return Products(about, squares, energy, product, rounding, central=True)

@@ -252,7 +252,7 @@ class Iteration:
         s, thin = self.settings, np.hstack([state.basis.block, state.probes])
         lens = _factor(X, state)[:, None] * thin
         sums = summary.centred(lens)
-        n, mean, present = sums.n, sums.mean, ~sums.absent
+        n, mean, present = sums.about.n, sums.about.mean, ~sums.about.absent
         if state.passes == 0:
             nan = np.where(present, 1.0, np.nan)
             scale = spread_of(s.scale, sums.squares / n, mean) * nan if s.scale else None
