@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
+from pipeline.solvers.basis import Basis
 from pipeline.solvers.extraction import Ritz
-from pipeline.solvers.iteration import Basis, Iteration, IterationState, dear, moved_by
+from pipeline.solvers.iteration import Iteration, IterationState, dear, moved_by
 from pipeline.sources import ROWS, Operator
 
 __all__ = ["Krylov"]
@@ -80,7 +81,7 @@ class Krylov(Iteration):
         return self.narrow and state.moved <= _SETTLED
 
     def probing(self, X: Matrix, state: IterationState) -> bool:
-        if not self.narrow or state.probes.shape[1]:
+        if not self.narrow or state.probes:
             return True
         # Convergence speeds up: about half the passes that its pace foretells are still to come.
         return min(self.effort(X) - state.passes, _passes_left(state.history) / 2) <= _PROBED
