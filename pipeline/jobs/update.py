@@ -90,10 +90,10 @@ def update_model(
     seen = list(S.provenance.get("seen", []))
     if remove:
         rows = -X.shape[0]
-        part, content = _summary(S, X)
+        gone, content = _summary(S, X)
         if not _known(content, seen):
             raise InputError(f"{model} has not seen these rows of {X.name} as one batch: nothing can be taken away")
-        new, seen = subtracted(S, part), [batch for batch in seen if Content.of(batch).id != content.id]
+        new, seen = subtracted(S, gone), [batch for batch in seen if Content.of(batch).id != content.id]
     else:
         start = _begin(S, X, seen)
         part = X.rows(start, X.shape[0])
