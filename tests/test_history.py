@@ -16,12 +16,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from click.testing import CliRunner
+from zarr.storage import ObjectStore
 
 import pipeline.store.publish as publishing
 from pipeline import PCA, errors
@@ -29,9 +32,14 @@ from pipeline.cli import main
 from pipeline.drift import drift
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.jobs.record import Record, records_in, whoever
+from pipeline.jobs.run import run_job
+from pipeline.jobs.spec import parse_job
+from pipeline.jobs.update import update_model
+from pipeline.matrix import Matrix
 from pipeline.store import expire, history, load, provenance_of, rollback, save, tag
-from pipeline.store.history import commit
+from pipeline.store.history import GRACE, commit
 from pipeline.store.probe import ABILITIES, probe
+from pipeline.store.read import open_store
 from tests.test_store import check_whole, of_version
 
 X = np.random.default_rng(0).standard_normal((60, 6)) * [6, 5, 4, 3, 2, 1]
@@ -181,19 +189,18 @@ def test_tags_rollback_and_expiry(place: str) -> None:
     assert len(history(place).versions) == 5
     assert save(of_version(6), place, overwrite=True).number == 6
     assert history(place).versions[-1].parent == history(place).versions[2].id
-    if not place.startswith("icechunk"):
-        gone = expire(place, 2, grace=0)
-        assert [v.number for v in gone] == [1, 3, 4]
-        assert [v.number for v in history(place).versions] == [2, 5, 6]
-    else:
-        expire(place, 1, grace=0)
-    for number in (2, 5, 6):
+    gone = expire(place, 1, grace=0)
+    # Icechunk may keep more: what a tag has come from.
+    stay = [2, 5, 6] if not place.startswith("icechunk") else sorted({*range(1, 7)} - {v.number for v in gone})
+    assert gone
+    assert {2, 5, 6} <= set(stay)
+    assert [v.number for v in history(place).versions] == stay
+    for number in stay:
         assert load(place, number) == of_version(number)
     with pytest.raises(InputError, match="at least one"):
         expire(place, 0)
-    if not place.startswith("icechunk"):
-        with pytest.raises(StoreError, match="has no version"):
-            load(place, 1)
+    with pytest.raises(StoreError, match="has no version"):
+        load(place, gone[0].number)
 
 
 @pytest.mark.parametrize("place", [*KINDS, REMOTE], indirect=True)
@@ -519,6 +526,49 @@ def test_drift_names_what_became_of_each_mode() -> None:
 def test_commit_is_open_to_any_dataset(tmp_path: Path) -> None:
     ds = PCA(2).fit(X).subspace_.to_dataset()
     assert commit(ds, tmp_path / "m.zarr").number == 1
+
+
+def test_a_source_in_an_object_store_is_followed(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, model = f"{s3}/x.zarr", f"{s3}/m.zarr"
+    array = zarr.create_array(open_store(source, read_only=False), shape=(20, 6), chunks=(8, 6), dtype="f8")
+    array[...] = X[:20]
+    reads: list[tuple[int, int]] = []
+    real = Matrix.read_range
+
+    def counted(matrix: Matrix, start: int, stop: int, out: Any = None) -> np.ndarray:
+        reads.append((start, stop))
+        return real(matrix, start, stop, out)
+
+    monkeypatch.setattr(Matrix, "read_range", counted)
+    run_job(parse_job({"source": {"path": source}, "model": {"n_components": 6}, "output": {"model": model}}))
+    for rows in (36, 60):
+        before = array.shape[0]
+        array.resize((rows, 6))
+        array[before:] = X[before:rows]
+        reads.clear()
+        assert update_model(model, source).rows == rows - before
+        assert not update_model(model, source).rows
+        assert sum(b - a for a, b in reads) == rows - before
+    whole = PCA(6).fit(X).subspace_
+    assert load(model).distance(whole).max() < 1e-7
+    np.testing.assert_allclose(load(model).singular_values, whole.singular_values, rtol=1e-10)
+
+
+def test_who_reads_a_version_that_expires_in_an_object_store(s3: str) -> None:
+    from obstore.store import from_url
+
+    for number in (1, 2, 3):
+        save(of_version(number), s3, overwrite=number > 1)
+    first = history(s3).versions[0].path
+    assert [v.number for v in expire(s3, 1)] == [1, 2]
+    plain = ObjectStore(from_url(f"{s3}/{first}", client_options={"allow_http": True}))  # as docs/versions.md has it
+    assert check_whole(xr.open_zarr(plain).load()) == 1
+    with pytest.raises(StoreError, match="has no version"):
+        load(s3, 1)
+    with mock.patch.object(time, "time", return_value=time.time() + GRACE + 1):
+        assert not expire(s3, 1)
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(plain)
 
 
 def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: str) -> None:

@@ -25,7 +25,7 @@ from pipeline.store.dataset import from_dataset
 from pipeline.store.head import ROOT, Chunk, Head
 from pipeline.subspace import Subspace
 
-__all__ = ["Place", "check_inside", "is_icechunk", "load", "locate", "open_store", "read_root", "sound"]
+__all__ = ["Place", "check_inside", "is_icechunk", "is_objects", "load", "locate", "open_store", "read_root", "sound"]
 
 Place = str | os.PathLike[str] | Store
 _ATTEMPTS = 5
@@ -136,6 +136,11 @@ def locate(store: Place) -> Path | str | Store:
     return text if "://" in text or is_icechunk(text) else Path(os.path.realpath(text))
 
 
+def is_objects(place: Any) -> bool:
+    """Whether a place is the URL of an object store, and `obstore` (the extra `s3`) is there to open it."""
+    return isinstance(place, str) and urlsplit(place).scheme in OBJECTS and find_spec("obstore") is not None
+
+
 def open_store(place: Path | str | Store, read_only: bool = True) -> Store:
     """The Zarr store at a place; raises StoreError when its URL is not known."""
     if isinstance(place, Store):
@@ -143,7 +148,7 @@ def open_store(place: Path | str | Store, read_only: bool = True) -> Store:
     if isinstance(place, Path):
         return LocalStore(place, read_only=read_only)
     try:
-        if urlsplit(place).scheme in OBJECTS and find_spec("obstore") is not None:
+        if is_objects(place):
             return open_objects(place, read_only=read_only)
         return FsspecStore.from_url(place, read_only=read_only)
     except (ImportError, ValueError, OSError) as error:
