@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import multiprocessing
 import os
@@ -9,11 +10,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +31,7 @@ from click.testing import CliRunner
 from zarr.storage import ObjectStore
 
 import pipeline.store.publish as publishing
+import pipeline.store.read as reading
 from pipeline import PCA, errors
 from pipeline.cli import main
 from pipeline.drift import drift
@@ -38,6 +43,7 @@ from pipeline.jobs.update import update_model
 from pipeline.matrix import Matrix
 from pipeline.store import expire, history, load, provenance_of, rollback, save, tag
 from pipeline.store.history import GRACE, commit
+from pipeline.store.objects import Objects
 from pipeline.store.probe import ABILITIES, probe
 from pipeline.store.read import open_store
 from tests.test_store import check_whole, of_version
@@ -569,6 +575,92 @@ def test_who_reads_a_version_that_expires_in_an_object_store(s3: str) -> None:
         assert not expire(s3, 1)
     with pytest.raises(FileNotFoundError):
         xr.open_zarr(plain)
+
+
+class Flapping(BaseHTTPRequestHandler):
+    """What stands before an object store, and says that it is busy when its server's `refuses` has it so."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server.refuses(self.command):  # type: ignore[attr-defined]
+            status, data, headers = 503, b"<Error><Code>SlowDown</Code></Error>", []
+        else:
+            behind = http.client.HTTPConnection(self.server.behind)  # type: ignore[attr-defined]
+            behind.request(self.command, self.path, body, dict(self.headers))
+            got = behind.getresponse()
+            status, data, headers = got.status, got.read(), got.getheaders()
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() in ("etag", "last-modified", "content-type", "content-range"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+class Gate:
+    """A flapping store: `down` are the numbers of the writes that it refuses."""
+
+    def __init__(self, behind: str) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Flapping)
+        self.server.behind, self.server.refuses = behind.removeprefix("http://"), self.refuses  # type: ignore[attr-defined]
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.opened(range(0))
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def opened(self, down: range) -> None:
+        self.writes, self.down = 0, down
+
+    def refuses(self, command: str) -> bool:
+        self.writes += command == "PUT"
+        return command == "PUT" and self.writes in self.down
+
+
+_MS = timedelta(milliseconds=1)
+QUICK = {"max_retries": 2, "backoff": {"init_backoff": _MS, "max_backoff": 10 * _MS, "base": 2}}
+
+
+def flapping_at_each_write(place: str, steps: int) -> str:
+    """Publishes through a store that refuses one write, or all from there on, at each (or some) of the writes."""
+    gate = Gate(os.environ["AWS_ENDPOINT_URL"])
+    endless, done = range(10**9), 1
+    with (
+        mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": gate.address}),
+        mock.patch.object(reading, "RETRIES", QUICK),
+    ):
+        save(of_version(1), place)
+        writes = gate.writes
+        for step in sorted({*range(1, writes + 1, max(1, writes // steps)), writes}):
+            done += 1
+            gate.opened(range(step, step + 1))
+            kept = of_version(1 + 6 * done)  # of as many files as all others here
+            save(kept, place, overwrite=True)
+            assert gate.writes == writes + 1
+            gate.opened(endless[step:])
+            with pytest.raises(StoreError, match=r"was stored before is as it was|not known whether"):
+                save(of_version(-1), place, overwrite=True)
+            assert gate.writes == step + 2
+            gate.opened(range(0))
+            assert load(place) == kept
+            told = history(place)
+            assert len(told.versions) == done
+            objects = Objects(open_store(place), place)._listed(None)
+            held = {"/".join(o["path"].split("/")[:2]) for o in objects}
+            if step < writes:  # the outcome of the last one is not known: its files stay for a day
+                assert held == {"zarr.json", *(v.path for v in told.versions)}
+    gate.server.shutdown()
+    return f"{done - 1} of {writes} writes refused once and for good: {done - 1} published, {done - 1} told, 0 lost"
+
+
+def test_a_store_that_flaps(bucket: Buckets) -> None:
+    flapping_at_each_write(bucket("moto"), 2)
 
 
 def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 import dask
@@ -46,7 +47,7 @@ def pieces(n: int) -> st.SearchStrategy[tuple[int, ...]]:
     return cuts.map(lambda at: tuple(np.diff([0, *sorted(at), n]).tolist()))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=int(os.environ.get("CHAOS_EXAMPLES", "8")), deadline=None)
 @given(
     chunks=st.tuples(st.integers(1, 40), st.integers(1, 24)),
     shards=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 3)),

@@ -54,8 +54,13 @@ class Objects:
             staged = Path(folder) / "model"
             new = staged_version(ds, staged, head, kind)
             entry = new.history[-1]
-            for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
-                self._put(f"{entry.path}/{key}", (staged / key).read_bytes())
+            try:
+                for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
+                    self._put(f"{entry.path}/{key}", (staged / key).read_bytes())
+            except StoreError:  # the pointer does not name them
+                with suppress(StoreError):
+                    self._delete(entry.path)
+                raise
         before = head.id if head else None
 
         def follow(now: Head | None) -> Head:

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -33,6 +34,10 @@ _LARGEST_CHUNK, _LARGEST_ROOT = 64 << 20, 64 << 20  # bytes; we write 16 MB
 # All that we write: none of them runs code that comes with the data, as pickle does, and none holds other codecs.
 _CODECS = {"bytes", "crc32c", "vlen-bytes", "vlen-utf8", "zstd"}
 _ZSTD = b"\x28\xb5\x2f\xfd"
+RETRIES: dict[str, Any] = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(minutes=3),
+}  # of a request, with pauses between
 OBJECTS = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 
@@ -162,8 +167,9 @@ def open_objects(url: str, read_only: bool = True) -> Store:
     from zarr.storage import ObjectStore
 
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    options: Any = {"allow_http": True} if plain else None
     try:
-        return ObjectStore(from_url(url, client_options={"allow_http": True} if plain else None), read_only=read_only)
+        return ObjectStore(from_url(url, client_options=options, retry_config=cast(Any, RETRIES)), read_only=read_only)
     except BaseError as error:
         raise ValueError(str(error).splitlines()[0]) from error
 
