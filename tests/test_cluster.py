@@ -126,7 +126,7 @@ def killed_on_the_way(path: str, log: Path, after: int) -> tuple[float, int, int
                 time.sleep(0.002)
             os.kill(victim, signal.SIGKILL)
             lines = log.read_text().split()
-            theirs.append(lines[len(lines) // blocks * blocks :].count(str(victim)))
+            theirs.append(lines[(len(lines) - 1) // blocks * blocks :].count(str(victim)))
 
         killer = threading.Thread(target=kill)
         killer.start()
