@@ -507,6 +507,8 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("tag", model, "good", "1").strip() == f"{model}@1"
     assert run("rollback", model, "good").strip() == f"{model}@1"
     assert load(model).k == 2
+    assert json.loads(run("inspect", f"{model}@2", "--json"))["n_components"] == 3
+    assert "has no version" in run("inspect", f"{model}@9", code=2)
     assert "has no version" in run("rollback", model, "9", code=2)
     for k in (1, 2):
         PCA(k).fit(X).subspace_.save(model, overwrite=True)
