@@ -177,12 +177,21 @@ class Grid:
     def hollow(self) -> Source:
         return Hollow(self.shape, self.dtype, np.asarray) if self.held else self
 
+    def decoded_at_once(self, side: int, dtype: np.dtype[Any]) -> int | None:
+        """Bytes of chunks that are decoded at a time beside a block; None where a block is decoded whole, and moved."""
+        if not self._straight(dtype) or len(self.axes[side]) > 1:
+            return None
+        return int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
+
     def _lands_in(self, out: np.ndarray) -> bool:
-        """Whether Zarr can decode straight into `out`: same dtype, same order of axes, plain slices."""
+        """Whether Zarr can decode straight into `out`."""
+        return out.flags.c_contiguous and self._straight(out.dtype)
+
+    def _straight(self, dtype: np.dtype[Any]) -> bool:
+        """Whether entries lie as they are stored: same dtype, same order of axes, plain slices."""
         return (
             isinstance(self.array, zarr.Array)
-            and out.dtype == self.dtype
-            and out.flags.c_contiguous
+            and dtype == self.dtype
             and self.axes[ROWS] + self.axes[COLUMNS] == tuple(range(len(self.index)))
             and all(isinstance(i, slice) for i in self.index)
         )
