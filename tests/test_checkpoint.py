@@ -23,11 +23,16 @@ from hypothesis.extra import numpy as hnp
 from zarr.storage import MemoryStore
 
 from pipeline import PCA, TruncatedSVD, load, open_matrix
+from pipeline.driver import solve
 from pipeline.errors import ConvergenceError, InputError, PlanError, StoreError
 from pipeline.kernels.content import mixed_rows, row_bits, stretch_sums
+from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
+from pipeline.plans import prepare
+from pipeline.solvers import Settings
 from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.store.state import pack, unpack
+from pipeline.stretches import EVERY
 from tests.test_cluster import Slow
 
 N, D, BLOCK = 400, 24, 20
@@ -117,6 +122,21 @@ def test_columns_are_walked_on_too(tmp_path: Path, mortal: Mortal) -> None:
         with pytest.raises(Died):
             mortal.fit(model, open_matrix(wide).cut_at(BLOCK), last)
         np.testing.assert_array_equal(mortal.fit(model, open_matrix(wide).cut_at(BLOCK)).components_, components)
+
+
+@pytest.mark.parametrize(("every", "least", "most"), [(0.0, 8, 20), (EVERY, 1, 1)])
+def test_a_long_pass_is_kept_every_few_minutes(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, least: int, most: int
+) -> None:
+    """However dear a state is to write, as all are here."""
+    assert EVERY <= 180
+    monkeypatch.setattr(Checkpoint, "due", lambda nbytes, read: False)
+    kept, real = [], Checkpoint.write
+    monkeypatch.setattr(Checkpoint, "write", lambda self, *given: (kept.append(1), real(self, *given)))
+    ready = prepare(blocks(path), Settings(Rank(4)), "gram", None)
+    with checkpoint_at(tmp_path / "c") as checkpoint:
+        solve(ready.matrix, ready.solver, checkpoint=checkpoint, checkpoint_every=every)
+    assert least <= len(kept) <= most
 
 
 def test_another_cutting_goes_on_too(path: Path, tmp_path: Path, mortal: Mortal) -> None:
