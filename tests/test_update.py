@@ -325,6 +325,8 @@ def test_what_does_not_fit_the_model(grown: Any, tmp_path: Path) -> None:
     again = ("update", grown.model, str(tmp_path / "bad.zarr"))
     assert "forget=0.0" in grown.run(*again, "--forget", "0", code=2)
     assert "not both" in grown.run(*again, "--forget", "0.5", "--remove", code=2)
+    grown.run("fit", grown.path, "-n", "2", "--robust", "spherical", "--out", str(tmp_path / "r.zarr"))
+    assert "robust fit" in grown.run("update", str(tmp_path / "r.zarr"), str(tmp_path / "narrow.zarr"), code=2)
     assert "exists already" in grown.run(*again, "--out", str(tmp_path / "narrow.zarr"), code=2)
     assert len(history(grown.model).versions) == 1
 

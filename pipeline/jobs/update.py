@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.driver import check_entries
 from pipeline.errors import InputError, NonfiniteError, StoreError
 from pipeline.estimators.pca import PCA
+from pipeline.estimators.robust_pca import RobustPCA
 from pipeline.estimators.truncated_svd import TruncatedSVD
 from pipeline.folds import Content, Witness
 from pipeline.folds.factors import RowFactor
@@ -77,7 +78,7 @@ def update_model(
     Raises
     ------
     InputError
-        When the source does not fit the model, or rows that the model has seen have changed.
+        When the source does not fit the model, rows that the model has seen have changed, or it is a robust fit.
     ConflictError
         When somebody else has published meanwhile: run it again.
     StoreError
@@ -86,6 +87,8 @@ def update_model(
     _check(model, forget, remove, align, out)
     head = history(model).head
     S = load(model, head)
+    if S.provenance.get("method") == RobustPCA.__name__:
+        raise InputError(f"{model} is a robust fit, and an update takes rows as they are: fit it anew (--overwrite)")
     X = _opened(S, source)
     seen = list(S.provenance.get("seen", []))
     if remove:
