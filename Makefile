@@ -41,6 +41,7 @@ doctest: $(READY)  ## the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules pipeline
 
 bench: $(READY)  ## side by side with the peers, in minutes; SIZE=full for hours
+	$(BIN)/python -m pip install --quiet -e '.[test,fast,bench]'
 	$(BIN)/python -m benchmarks --size $(or $(SIZE),small)
 
 chaos: $(READY)  ## faults by the hundred, in minutes; prints the figures of docs/reliability.md
