@@ -80,6 +80,7 @@ def outcome(x: Any, k: Any, solver: str) -> str:
     return "bounded"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", INPUTS)
 def test_an_input_is_answered_within_its_bound_or_refused(name: str) -> None:
     for solver in SOLVERS:

@@ -252,6 +252,11 @@ def head_of(output: str, overwrite: bool) -> str | None:
 def _place(spec: JobSpec, job: str | None) -> tuple[str, str | None, Subspace | None]:
     """Where the model goes, the version that it is to follow, and the model where this very job has published it."""
     output = spec.output
+    for product in filter(None, (output.scores, output.report)):
+        if "://" in product:
+            raise InputError(
+                f"{product} cannot be written: scores and reports go to a local disk, only models elsewhere"
+            )
     place = place_of(output)
     done = None if job is None or not _may_exist(output.model) else _published(place, job)
     overwrite = output.overwrite or done is not None
