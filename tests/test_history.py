@@ -674,3 +674,7 @@ def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: str) -> None:
     record.end("failed", error={"sentence": "no"})
     assert [(r.id, r.state) for r in records_in(s3)] == [("a", "running"), ("b", "failed")]
     assert "404" in probe("s3://no-such-bucket/x")["read"]
+    with mock.patch.object(Matrix, "read_range", side_effect=AssertionError), pytest.raises(StoreError, match="404"):
+        run_job(
+            parse_job({"source": {"path": "x"}, "model": {"n_components": 1}, "output": {"model": "s3://no-bucket/x"}})
+        )

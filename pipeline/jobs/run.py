@@ -23,6 +23,7 @@ from pipeline.plans import Plan, plan
 from pipeline.store import history, load, save
 from pipeline.store.checkpoint import checkpoint_at
 from pipeline.store.head import ROOT
+from pipeline.store.probe import probe
 from pipeline.store.read import is_icechunk, locate
 from pipeline.subspace import Subspace
 
@@ -262,6 +263,10 @@ def _place(spec: JobSpec, job: str | None) -> tuple[str, str | None, Subspace | 
     overwrite = output.overwrite or done is not None
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=overwrite)
     _check_apart(spec)
+    if "://" in output.model:
+        told = probe(place)
+        if why := told["read"] or told["write"]:
+            raise StoreError(f"{output.model} cannot be written: {why}")
     return place, head_of(place, overwrite), done
 
 

@@ -20,6 +20,7 @@ import xarray as xr
 
 from pipeline.errors import ConflictError, StoreError
 from pipeline.store.head import ROOT, VERSIONS, Head, Version
+from pipeline.store.probe import PROBE
 from pipeline.store.publish import staged_version
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Objects:
 
     def _occupied(self) -> bool:
         """Whether something that is not ours is there; versions that never became one do not count."""
-        return any(not o["path"].startswith(f"{VERSIONS}/") for o in self._listed(None))
+        return any(not o["path"].startswith((f"{VERSIONS}/", PROBE)) for o in self._listed(None))
 
     def _listed(self, prefix: str | None) -> list[Any]:
         import obstore
