@@ -19,6 +19,7 @@ from pipeline.solvers.em import EM
 from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
+from pipeline.sources.grid import Grid
 from pipeline.sources.stream import Stream
 from pipeline.walk import Crew, crew, locally
 
@@ -199,7 +200,7 @@ def _fit(
     fixed += cost.client_bytes if at_work.client is None else cost.summary_bytes
     for matrix in _cuttings(walked):
         block = matrix.block_nbytes
-        chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
+        chunks = _decoded(matrix)
         peak = int(_ROUNDED_UP * (fixed + threads * (block + 2 * chunks)))  # a block, its chunks, and those encoded
         if limit is None or peak <= limit:
             break
@@ -235,6 +236,15 @@ def _fit(
         open_ended=cost.open_ended,
     )
     return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * held)
+
+
+def _decoded(X: Matrix) -> int:
+    """Bytes of stored chunks that are there at a time while a block is read."""
+    whole = max(X.block_nbytes, X.bytes_a_pass // X.n_blocks)
+    if not isinstance(X.source, Grid) or X.code is not None or X.fill is not None:
+        return whole
+    some = X.source.decoded_at_once(X.side, X.work_dtype)
+    return whole if some is None else min(whole, some)
 
 
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:

@@ -99,6 +99,9 @@ class Gram:
         components[present] = v
         nan = np.where(present, 1.0, np.nan)
         dof = max(n - 1.0, 0.0) if s.center else n
+        floor = max(np.finfo(float).eps * float(values[0]), np.finfo(float).tiny)
+        with np.errstate(over="ignore"):  # nothing is known of the directions of what has no variance
+            residual = np.minimum(residual / np.maximum(theta, floor), np.finfo(float).max)
         return Answer(
             components,
             np.sqrt(np.maximum(theta, 0.0)),
@@ -106,7 +109,7 @@ class Gram:
             None if scale is None else scale * nan,
             n,
             spread / dof if dof else 0.0,
-            residual / np.maximum(theta, max(np.finfo(float).eps * float(values[0]), np.finfo(float).tiny)),
+            residual,
             exact_sines(values, rounding, k),
             state.passes + 1,
         )
