@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.folds.about import About
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Dual, Factor, Standard
 from pipeline.folds.defects import Defects, Found
 from pipeline.folds.means import Observed, RowMeans
@@ -59,7 +60,7 @@ def _moments(fold: RowMoments, x: ImplicitBlock, at: tuple[int, int], held: Mome
     x.add_gram(scatter, weights, about=_over(sums, n))
     energy = x.squares(weights)
     _check_loud(float(energy.sum()))
-    found = Moments(n, x.shape[0], pilot, absent, sums, scatter, energy, Rounding(), central=True)
+    found = Moments(About(n, pilot, absent, sums), x.shape[0], scatter, energy, Rounding(), central=True)
     return found if held is None else fold.combine(held, found)
 
 
@@ -77,7 +78,8 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
     none = np.zeros(x.shape[1])
     squares, energy = (x.squares(weights, middle), x.squares(weights)) if fold.squares else (none, none)
     _check_loud(float(energy.sum()))
-    found = Products(n, pilot, absent, sums, squares, energy, product.conj().T, Rounding(), central=True)
+    about = About(n, pilot, absent, sums)
+    found = Products(about, squares, energy, product.conj().T, Rounding(), central=True)
     return found if held is None else fold.combine(held, found)
 
 
@@ -156,7 +158,7 @@ def _row_sketch(fold: RowSketch, x: ImplicitBlock, at: tuple[int, int], held: Ro
     theta = signs(fold.seed, *at, fold.number) * fold.roots(at)
     x, _ = _present(x)
     sums = theta.sum(axis=1)
-    signed = x.adjoint(theta.T).conj().T - np.outer(sums, products.pilot)
+    signed = x.adjoint(theta.T).conj().T - np.outer(sums, products.about.pilot)
     found = RowSketches(products, signed, sums)
     return found if held is None else fold.combine(held, found)
 
