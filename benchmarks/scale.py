@@ -21,7 +21,7 @@ from benchmarks.machine import bound
 from benchmarks.shapes import Shape
 from pipeline import PCA, open_matrix
 
-_FAN_IN = 8
+_FAN_IN = 12
 _PASSES = 4  # of krylov
 
 

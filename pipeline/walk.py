@@ -38,7 +38,7 @@ from pipeline.progress import Progress, listener
 
 __all__ = ["RUNS", "Crew", "crew", "locally", "waiting_nbytes", "walk"]
 
-_FAN_IN = 8  # summaries that one task combines
+_FAN_IN = 12  # summaries that one task combines
 RUNS = 8  # of each thread
 _LARGE_SUMMARY = 16 << 20  # from here on one summary a thread is enough; below it, more tasks balance the load
 _MEASURING = 4  # one run in so many measures what single precision costs

@@ -23,6 +23,7 @@ from pipeline.folds.means import Observed, RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.pairing import Pair, Pairing
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.sketches import ColumnSketch, ColumnSketches, RowSketch, RowSketches
 from pipeline.folds.witness import Seen, Witness
 from pipeline.kernels.blocks import LOUDEST, spread_of
@@ -110,6 +111,19 @@ def _column_factor(fold: ColumnFactor, x: ImplicitBlock, at: tuple[int, int], he
     x, columns = _Columns.of(fold.standard, x, at)
     part = (at[0], columns.adjoint(x, fold.left), columns.mean, columns.spread)
     return Factor((*(held.parts if held else ()), part))
+
+
+@implicit_block.register
+def _row_scores(fold: RowScores, x: ImplicitBlock, at: tuple[int, int], held: list[Any] | None) -> list[Any]:
+    x, _ = _present(x)
+    return [*(held or []), (at[0], (x.times(fold.lens) - fold.offset @ fold.lens).astype(fold.dtype))]
+
+
+@implicit_block.register
+def _column_scores(fold: ColumnScores, x: ImplicitBlock, at: tuple[int, int], held: np.ndarray | None) -> np.ndarray:
+    x, columns = _Columns.of(fold.standard, x, at)
+    part = columns.times(x, fold.right[at[0] : at[1]])
+    return part if held is None else np.add(held, part, out=held)
 
 
 @implicit_block.register

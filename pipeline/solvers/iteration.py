@@ -7,6 +7,7 @@ lies outside. What the next block is, and which products are kept, is all that s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,10 +16,10 @@ import numpy as np
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
-from pipeline.kernels.certificate import norm_from_probes
-from pipeline.kernels.linalg import deflated, eigh_descending, orthonormal, tall_qr
+from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
+from pipeline.solvers.basis import Basis, Probes
 from pipeline.solvers.dual_gram import factored, right_sines, standard
 from pipeline.solvers.extraction import Leading, Ritz
 from pipeline.solvers.gram import gram_rounding
@@ -26,29 +27,12 @@ from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED,
 from pipeline.sources import COLUMNS, ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Basis", "Iteration", "IterationState", "dear", "moved_by"]
+__all__ = ["Iteration", "IterationState", "dear", "moved_by"]
 
 _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
-_NARROW = 32  # columns up to which blocks of a basis are joined
 _DEAR = 256 << 20  # bytes from which on a pass counts
 _WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Directions whose images are known, block by block, and the orthonormal block (m, l) that is multiplied next.
-
-    The blocks (m, q_i) of both stay apart: one array of all would be copied in every pass.
-    """
-
-    known: tuple[np.ndarray, ...]
-    images: tuple[np.ndarray, ...]
-    block: np.ndarray
-
-    def grown(self, image: np.ndarray) -> Basis:
-        """The same with what its block was multiplied to (m, l), which is also the next block."""
-        return Basis(_joined(self.known, self.block), _joined(self.images, image), image)
 
 
 @dataclass(frozen=True)
@@ -58,10 +42,7 @@ class IterationState:
     passes: int
     dtype: Any
     basis: Basis
-    probes: np.ndarray
-    probe_size: np.ndarray
-    probe_log: float
-    probe_powers: int
+    probes: Probes
     ritz: Ritz | None = None
     left: np.ndarray | None = None
     squares: np.ndarray | None = None
@@ -180,23 +161,22 @@ class Iteration:
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
         rng, m, start = np.random.default_rng(self.settings.seed), X.shape[1 - self.side], self.settings.start
-        none, block = np.zeros((m, 0)), rng.standard_normal((m, self.width(X)))
+        block = rng.standard_normal((m, self.width(X)))
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        basis = Basis((), (), orthonormal(block))
-        state = IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
+        state = IterationState(0, X.block_dtype, Basis.begun(orthonormal(block)), Probes.none(m))
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
-        return replace(self._probed(state, (), none), scale=start.scale)
+        return replace(self._probed(state, (), block), scale=start.scale)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
         if state.reason is not None:
             assert state.left is not None
             return ColumnFactor(dtype, standard(X, self.settings), state.left)
-        thin = np.hstack([state.basis.block, state.probes])
+        thin = np.hstack([state.basis.block, state.probes.columns])
         probe = np.random.default_rng([self.settings.seed, state.passes]).standard_normal((thin.shape[1],))
         if self.side == COLUMNS:
             return ColumnProduct(dtype, standard(X, self.settings), probe, thin)
@@ -249,7 +229,8 @@ class Iteration:
         ).subspace(X, self.settings)
 
     def _rows(self, X: Matrix, state: IterationState, summary: Products) -> tuple[_Applied, IterationState]:
-        s, thin = self.settings, np.hstack([state.basis.block, state.probes])
+        s = self.settings
+        thin = np.hstack([state.basis.block, state.probes.columns])
         lens = _factor(X, state)[:, None] * thin
         sums = summary.centred(lens)
         n, mean, present = sums.about.n, sums.about.mean, ~sums.about.absent
@@ -300,7 +281,8 @@ class Iteration:
         outside = -np.inf if theta.size >= whole.shape[0] else 0.0
         if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
             state = self._probed(state, grown.known, applied.product[:, l:])
-            outside = self._outside(state, applied.energy, theta)
+            unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
+            outside = min(unseen, state.probes.bound())
         last = self.settings.tol is None and (state.passes >= self.effort(X) or self.settled(X, state))
         if last and self.squared(X) and theta.size < most:
             answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
@@ -334,28 +316,16 @@ class Iteration:
         fresh = np.random.default_rng([self.settings.seed, images.shape[1]]).standard_normal((m, more))
         if self.side == ROWS and state.mean is not None:
             fresh *= np.isfinite(state.mean)[:, None]
-        basis = Basis((), (), orthonormal(np.hstack([images, fresh])))
-        return replace(state, basis=basis, probes=np.zeros((m, 0)), probe_powers=0, ritz=None, sines=None, squares=None)
+        basis = Basis.begun(orthonormal(np.hstack([images, fresh])))
+        return replace(state, basis=basis, probes=Probes.none(m), ritz=None, sines=None, squares=None)
 
-    def _probed(self, state: IterationState, known: tuple[np.ndarray, ...], image: np.ndarray) -> IterationState:
-        """The probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
-        if state.probes.shape[1] == 0:  # only now: a random basis, that of the first pass, would hide a part
-            rng = np.random.default_rng([self.settings.seed, 1, state.passes])
-            m = len(state.basis.block)
-            probes, size = tall_qr(rng.standard_normal((m, min(self.n_probes, m))))
-            return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0)
-        probes, size = tall_qr(deflated(known, image))
-        size, powers = size @ state.probe_size, state.probe_powers + 1
-        norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
-        log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
-        return replace(state, probes=probes, probe_size=size / norm, probe_log=log, probe_powers=powers)
-
-    def _outside(self, state: IterationState, energy: float, theta: np.ndarray) -> float:
-        """A bound on the norm of what the basis leaves of C."""
-        left = max(energy - float(theta.sum()), 0.0) + 1e-14 * energy
-        if state.probe_powers == 0:
-            return left
-        return min(left, norm_from_probes(state.probe_log, state.probes.shape[1], state.probe_powers))
+    def _probed(self, state: IterationState, known: Sequence[np.ndarray], image: np.ndarray) -> IterationState:
+        """With probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
+        if state.probes:
+            return replace(state, probes=state.probes.sharpened(known, image))
+        # Only now: a random basis, that of the first pass, would hide a part.
+        seed = [self.settings.seed, 1, state.passes]
+        return replace(state, probes=Probes.drawn(len(state.basis.block), self.n_probes, seed))
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""
@@ -386,15 +356,8 @@ class Iteration:
         """Begin again in float64 from the best block so far: products made in float32 are no use any more."""
         assert state.ritz is not None
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
-        basis = Basis((), (), orthonormal(state.ritz.images[:, :width]))
+        basis = Basis.begun(orthonormal(state.ritz.images[:, :width]))
         return replace(state, dtype=doubled(state.dtype), history=(), basis=basis)
-
-
-def _joined(blocks: tuple[np.ndarray, ...], block: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One block more; narrow ones become one, since BLAS is slow with few columns."""
-    if blocks and blocks[-1].shape[1] + block.shape[1] <= _NARROW:
-        return *blocks[:-1], np.hstack([blocks[-1], block])
-    return *blocks, block
 
 
 def moved_by(before: np.ndarray, now: np.ndarray, k: int) -> float:

@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
+from pipeline.solvers.basis import Basis
 from pipeline.solvers.extraction import Ritz
-from pipeline.solvers.iteration import Basis, Iteration, IterationState, dear, moved_by
+from pipeline.solvers.iteration import Iteration, IterationState, dear, moved_by
 from pipeline.sources import ROWS, Operator
 
 __all__ = ["Krylov"]
@@ -24,7 +25,7 @@ _BLOCKS = 8
 _NARROW = 8  # columns of a narrow block: as many as a sparse product takes at a time
 _COLUMNS = 10  # products for two components in narrow blocks: where spectra that decay slowly are known to 1e-6
 _SETTLED = 1e-7  # change of eigenvalues by a pass over narrow blocks after which no more are taken
-_NEAR = 0.1  # and from which on they carry probes, which cost as much as the block itself
+_PROBED = 8  # last passes over narrow blocks that carry probes, as these cost as much as the block itself
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,17 @@ class Krylov(Iteration):
         above, corner = np.split(column, [len(before)])
         inner = np.block([[before, above], [above.conj().T, corner]])
         was, now = (np.linalg.eigvalsh(a)[::-1] for a in (before, inner))
-        return replace(state, inner=inner, moved=moved_by(was, now, k) if was.size > k else np.inf)
+        moved = moved_by(was, now, k) if was.size > k else np.inf
+        return replace(state, inner=inner, moved=moved, history=(*state.history, moved))
 
     def settled(self, X: Matrix, state: IterationState) -> bool:
         return self.narrow and state.moved <= _SETTLED
 
     def probing(self, X: Matrix, state: IterationState) -> bool:
-        return not self.narrow or state.moved <= _NEAR
+        if not self.narrow or state.probes:
+            return True
+        # Convergence speeds up: about half the passes that its pace foretells are still to come.
+        return min(self.effort(X) - state.passes, _passes_left(state.history) / 2) <= _PROBED
 
     def squared(self, X: Matrix) -> bool:
         return self.settings.tol is None and self.side == ROWS and dear(X)
@@ -100,3 +105,11 @@ class Krylov(Iteration):
         if self.side == ROWS and state.mean is not None:
             spare *= np.isfinite(state.mean)[:, None]
         return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))
+
+
+def _passes_left(moved: tuple[float, ...]) -> float:
+    """How many passes more will settle the eigenvalues, at the pace of the last two."""
+    if len(moved) < 3 or not np.isfinite(moved[-3]) or moved[-1] <= _SETTLED:
+        return np.inf
+    pace = np.log(max(moved[-3] / moved[-1], 1.1)) / 2
+    return float(np.log(moved[-1] / _SETTLED) / pace)
