@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.driver import check_entries
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.components import seed_of
+from pipeline.estimators.components import check_checkpoint, seed_of
 from pipeline.estimators.containers import open_for_fit
 from pipeline.estimators.pca import PCA
 from pipeline.folds.rowmaps import Filled
@@ -73,7 +73,7 @@ class RobustPCA(PCA):
         Of the problem inside: 'gram', 'krylov', 'randomized' or 'auto'.
     missing : {'error', 'mean'}
         'mean': gaps are filled with the median of the feature, rows of which more than half is missing are flagged.
-    memory_limit, random_state, whiten
+    memory_limit, checkpoint, random_state, whiten
         As for `PCA`.
 
     Attributes
@@ -145,11 +145,7 @@ class RobustPCA(PCA):
             raise InputError(f"memory_limit={self.memory_limit!r}: give bytes, or a size such as '2GB'")
         if not isinstance(self.whiten, bool | np.bool_):
             raise InputError(f"whiten={self.whiten!r}: give True or False")
-        if self.checkpoint is not None:
-            raise InputError(
-                "checkpoint is not offered for RobustPCA, whose state holds maps of rows that no store knows: "
-                "leave it None; a stream goes on with partial_fit from what state_.save(path) wrote"
-            )
+        check_checkpoint(self.checkpoint)
         return Settings(Rank(self.n_components), bool(self.center), None, "error", None, seed_of(self.random_state))
 
     def options(self) -> Options:

@@ -141,7 +141,7 @@ def _concentrated(w: np.ndarray, start: np.ndarray, held: int) -> tuple[float, n
         center = w[nearest].mean(axis=0)
         part = w[nearest] - center
         before, scatter = scatter, part.T @ part / held
-        if np.allclose(scatter, before, rtol=1e-6, atol=0):
+        if (np.abs(scatter - before) <= 1e-6 * np.abs(before)).all():
             break
     values = np.maximum(np.linalg.eigvalsh(scatter), np.finfo(float).tiny)
     return float(np.log(values).sum()), center, scatter

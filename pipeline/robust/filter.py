@@ -16,7 +16,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError
-from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, Pulled, RowMap, Sieve, Through, collected, standardised
+from pipeline.folds.rowmaps import (
+    Collected,
+    Cut,
+    Drawn,
+    Moved,
+    Pulled,
+    RowMap,
+    Sieve,
+    Through,
+    collected,
+    slabs,
+    standardised,
+)
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation, normal_ball, outlying
 from pipeline.matrix import Matrix, open_matrix
@@ -26,7 +38,17 @@ from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["LOOKED_AT", "Filter", "FilterState", "bent", "check_enough", "filtered", "sifted", "verified"]
+__all__ = [
+    "LOOKED_AT",
+    "Filter",
+    "FilterState",
+    "allowed_share",
+    "bent",
+    "check_enough",
+    "filtered",
+    "sifted",
+    "verified",
+]
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
@@ -282,13 +304,19 @@ def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
         )
 
 
-def sifted(rows: np.ndarray, k: int, eps: float, center: bool, seed: int) -> tuple[Filter, Matrix, FilterState]:
-    """The filter at its end, for rows (m, d) in memory; raises as it does."""
+def sifted(
+    rows: np.ndarray, k: int, eps: float, center: bool, seed: int, sieve: Sieve | None = None
+) -> tuple[Filter, Matrix, FilterState]:
+    """The filter at its end, for rows (m, d) in memory, those that a sieve leaves out apart; raises as it does."""
     method = Filter(Settings(Rank(k), center, seed=seed), Options("filter", eps, center))
     X = open_matrix(rows)
-    at = method.begin(X, Start(), ())
-    while method.done(at) is None:  # the driver's loop, on one block that is here
-        at = method.step(X, at, method.fold(X, at).block(rows.copy(), (0, len(rows)), None, {}))
+    at = method.begin(X, Start(), () if sieve is None else (sieve,))
+    while method.done(at) is None:  # the driver's loop, on rows that are here
+        fold, held, scratch, start = method.fold(X, at), None, {}, 0
+        for slab in slabs(rows):
+            held = fold.block(slab.copy(), (start, start + len(slab)), held, scratch)
+            start += len(slab)
+        at = method.step(X, at, held)
     return method, X, at
 
 

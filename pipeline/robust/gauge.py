@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
-from pipeline.folds.rowmaps import RowMap
+from pipeline.folds.rowmaps import RowMap, slabs
 from pipeline.kernels.factor import Factor, factor_of_rows
 from pipeline.kernels.robust import examine
 
-__all__ = ["Block", "Gauge"]
+__all__ = ["Block", "Gauge", "projected"]
 
+_AT_A_TIME = 8 << 20  # bytes of rows that are judged together
 _MORE, _ALIKE = 10, 4.0  # directions beside those asked for; standard errors by which two variances may differ
 
 
@@ -43,7 +44,12 @@ class Gauge:
     center: bool
 
     def block(self, z: np.ndarray) -> Block:
-        """What rows (m, d) add, once those are left out that the sample contradicts.
+        """What rows (m, d) add, once those are left out that the sample contradicts."""
+        parts = [self._slab(slab) for slab in slabs(z, _AT_A_TIME, 8 * self.rank)]
+        return reduce(lambda a, b: a.joined(b, self.rank, self.center), parts)
+
+    def _slab(self, z: np.ndarray) -> Block:
+        """The same of rows that are few in bytes.
 
         Each half is judged along directions of the past and of the other half: along its own, any half is longer than
         rows that it has not seen. Where its variances are those of the sample, none of its rows is looked at.
@@ -70,7 +76,7 @@ class Gauge:
             return everything
         many = min(self.k + _MORE, int(other.n) // 4)
         lens = np.linalg.qr(np.vstack([self.past[: self.k], other.directions(many, self.past)]).T)[0]
-        theirs = self.known @ lens - self._middle @ lens
+        theirs = projected(self.known, self._middle, lens)
         variance = np.square(theirs).mean(axis=0)
         some = variance > 1e-18 * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
         if len(theirs) <= 2 * lens.shape[1] or not some.any():
@@ -85,4 +91,9 @@ class Gauge:
 
     @cached_property
     def _middle(self) -> np.ndarray:
-        return self.known.mean(axis=0) if self.center else np.zeros(self.known.shape[1])
+        return self.known.mean(axis=0, dtype=np.float64) if self.center else np.zeros(self.known.shape[1])
+
+
+def projected(rows: np.ndarray, middle: np.ndarray, lens: np.ndarray) -> np.ndarray:
+    """(m, p) in float64 of rows (m, d) about a middle (d,), along the columns of `lens` (d, p)."""
+    return np.concatenate([(slab - middle) @ lens for slab in slabs(rows)])

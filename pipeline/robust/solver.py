@@ -13,6 +13,7 @@ from pipeline.driver import check_entries
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
 from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Through, collected
+from pipeline.labels import Labels
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
 from pipeline.matrix import Matrix
 from pipeline.robust.cuts import written_cuts
@@ -120,7 +121,7 @@ class Robust:
 
     def concluded(self, X: Matrix, found: Found) -> Subspace:
         """The subspace with cut-offs of the scores and the certificate in its provenance."""
-        subspace, sample = found.subspace, found.sample
+        subspace, sample = replace(found.subspace, features=X.features), found.sample
         assert sample is not None
         if not found.measured:
             subspace, sample = measured(subspace, sample)
@@ -165,7 +166,9 @@ class Robust:
         return () if start.fill is None else (Filled(start.fill),)
 
     def _seen(self, X: Matrix, start: Start) -> Matrix:
-        """The matrix as the method sees it: a robust scale is one with the weights of the features."""
+        """The matrix as the method sees it: without names, as a state is made of numbers, and a robust scale is one
+        with the weights of the features."""
+        X = replace(X, features=Labels.plain("feature", X.shape[1]))
         if start.scale is None:
             return X
         weights = np.nan_to_num(1 / start.scale, nan=1.0)
