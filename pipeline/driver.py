@@ -151,7 +151,8 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
     looking = run.content is None and not isinstance(X.source, Operator | Stream)
     span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
     if span is not None:
-        matrix, looking, told = matrix.rows(*span), False, {**told, "keep": None}
+        matrix = matrix.stretch(matrix.cuts[(matrix.cuts >= span[0]) & (matrix.cuts <= span[1])])
+        looking, told = False, {**told, "keep": None}
     seeing = witnessed(fold, *X.shape, looking=looking)
     if isinstance(X.source, Stream):
         summary, tally = pour(matrix, fold)

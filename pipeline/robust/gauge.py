@@ -76,18 +76,28 @@ class Gauge:
             return everything
         many = min(self.k + _MORE, int(other.n) // 4)
         lens = np.linalg.qr(np.vstack([self.past[: self.k], other.directions(many, self.past)]).T)[0]
-        theirs = projected(self.known, self._middle, lens)
-        variance = np.square(theirs).mean(axis=0)
+        number = len(self.known)
+        variance = self._variances(lens)
         some = variance > 1e-18 * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
-        if len(theirs) <= 2 * lens.shape[1] or not some.any():
+        if number <= 2 * lens.shape[1] or not some.any():
             return everything
         ours = own.squares(lens) / own.n + np.square((own.mean - self._middle) @ lens)
-        chance = _ALIKE * (np.sqrt(2 / own.n) + np.sqrt(2 / len(theirs)))
+        chance = _ALIKE * (np.sqrt(2 / own.n) + np.sqrt(2 / number))
         if (ours[some] <= (1 + chance) * variance[some]).all():
             return everything
         middle, axes = self._middle.astype(rows.dtype), lens[:, some]
         scores = ((rows - middle) @ axes.astype(rows.dtype)).astype(np.float64)
-        return examine(scores, self.eps, len(rows), theirs[:, some]).inside
+        return examine(scores, self.eps, len(rows), projected(self.known, self._middle, axes)).inside
+
+    def _variances(self, lens: np.ndarray) -> np.ndarray:
+        """(p,) of the sample along the columns of `lens` (d, p)."""
+        if self._scatter.narrow:  # a small matrix knows them
+            return self._scatter.squares(lens) / max(self._scatter.n, 1)
+        return np.square(projected(self.known, self._middle, lens)).mean(axis=0)
+
+    @cached_property
+    def _scatter(self) -> Factor:
+        return factor_of_rows(self.known.astype(np.float64), self.rank, self.center)
 
     @cached_property
     def _middle(self) -> np.ndarray:

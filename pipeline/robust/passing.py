@@ -126,7 +126,7 @@ def begun(X: Matrix, settings: Settings, options: Options) -> StreamState:
     if k > d:
         raise InputError(f"n_components={k} is more than the {d} features: ask for fewer")
     size = max(20 * (k + 10), min(_ROWS, _BYTES // (8 * max(d, 1))))
-    rank = min(d, max(_MORE_RANK * (k + 10), 64))
+    rank = min(d, max(_MORE_RANK * (k + 10), 48))
     return StreamState(d, k, options.eps, bool(options.center), settings.seed, size, rank)
 
 

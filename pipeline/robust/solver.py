@@ -13,8 +13,8 @@ from pipeline.driver import check_entries
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
 from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Through, collected
-from pipeline.labels import Labels
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
+from pipeline.labels import Labels
 from pipeline.matrix import Matrix
 from pipeline.robust.cuts import written_cuts
 from pipeline.robust.filter import bent, check_enough

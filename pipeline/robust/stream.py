@@ -53,14 +53,17 @@ class Stage:
     side: int = ROWS
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Any, scratch: dict[str, np.ndarray]) -> Any:
-        rows = np.arange(*at) + self.span[0]
+        rows = np.arange(*at)
         for apply in self.maps:
             x, rows = apply(x, rows)
         if not len(x):
             return held
         if self.gauge is None:  # which features have values at all is seen when all of them are here
             return [*(held or []), (int(rows[0]), x * self.factor.astype(x.dtype))]
-        z = standardised(x, np.zeros(x.shape[1]), self.factor)
+        if (self.factor == 1).all() and np.isfinite(x).all():
+            z = x
+        else:
+            z = standardised(x, np.zeros(x.shape[1]), self.factor)
         found = absorbed_block(self.state, self.gauge, z, keys_of(self.state, rows))
         return found if held is None else held.joined(found, self.state)
 
