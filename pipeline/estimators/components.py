@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from zarr.abc.store import Store
 
 from pipeline.adjoint import check_operator
-from pipeline.driver import check_entries, scores, solve
+from pipeline.driver import FILLINGS, check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import (
     apply_rows,
@@ -51,6 +51,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     missing: str
     memory_limit: int | str | None
     checkpoint: Any
+    fillings: tuple[str, ...] = FILLINGS
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
@@ -237,7 +238,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         except NonfiniteError as error:
             matrix = self.matrix(X)
             known = self.subspace_.mean if self.missing == "em" else fill
-            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present)
+            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present, self.fillings)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:

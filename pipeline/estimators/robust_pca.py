@@ -133,6 +133,7 @@ class RobustPCA(PCA):
         self.random_state = random_state
         self.whiten = whiten
 
+    fillings = Robust.fillings
     tol = None  # a plain solver's word: robust methods stop by their own certificates
 
     def settings(self) -> Settings:
@@ -235,7 +236,7 @@ class RobustPCA(PCA):
             for i in range(batch.n_blocks):
                 state = absorbed(state, batch.read(i) * factor.astype(batch.work_dtype))
         except NonfiniteError:
-            check_entries(batch, np.ones(batch.shape[1], bool))
+            check_entries(batch, np.ones(batch.shape[1], bool), fillings=())
             raise
         self.state_ = state
         if state.seen > state.k:

@@ -297,10 +297,10 @@ def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
     k = 1 if rank.open else rank.most(n, d)
     rows = n if X.sample_weights is None else int(np.count_nonzero(X.sample_weights))
     if eps > 0 and (1 - 2 * eps) * rows < k + 1:
-        most = max(0.0, (1 - (k + 1) / max(rows, 1)) / 2)
+        most = (1 - (k + 1) / max(rows, 1)) / 2
+        less = f"eps below {most:.2g}, " if most > 0 else ""
         raise InputError(
-            f"{rows} rows are too few for {k} components with eps={eps:g}: take eps below {most:.2g}, fewer components "
-            "or more rows"
+            f"{rows} rows are too few for {k} components with eps={eps:g}: take {less}fewer components or more rows"
         )
 
 

@@ -13,6 +13,7 @@ from pipeline.driver import check_entries
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
 from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Through, collected
+from pipeline.kernels.blocks import check_energy
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
 from pipeline.labels import Labels
 from pipeline.matrix import Matrix
@@ -51,6 +52,7 @@ class Robust:
 
     name: ClassVar[str] = "robust"
     exact: ClassVar[bool] = False
+    fillings: ClassVar[tuple[str, ...]] = ("mean",)
 
     def cost(self, X: Matrix) -> Cost:
         cost = self.method.cost(X)
@@ -85,7 +87,7 @@ class Robust:
         try:
             return self._stepped(X, state, summary)
         except NonfiniteError as error:  # in rows that were gathered: in blocks the driver looks up the place
-            check_entries(X)
+            check_entries(X, fillings=self.fillings)
             raise InputError(f"{X.name}: {error}") from error
 
     def _stepped(self, X: Matrix, state: RobustState, summary: Any) -> RobustState:
@@ -159,6 +161,8 @@ class Robust:
             rows = np.nan_to_num(start.sample)
             if not np.ptp(rows, axis=0).any():
                 raise InputError(f"the rows of {X.name} are all the same: there is no direction in which they vary")
+            with np.errstate(over="ignore"):
+                check_energy(float(np.square(rows - rows[0]).sum()))
         seen = self._seen(X, start)
         return RobustState(start, self.method.begin(seen, start, self._maps(start)))
 
