@@ -241,13 +241,14 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> list[float]:
 @click.option("--k", default=3, show_default=True)
 @click.option("--shares", default=SHARES, show_default=True, callback=_numbers, help="In the order in which they run.")
 @click.option("--only", default="", help="Contenders, joined by +; default: all that are installed.")
+@click.option("--liars", default=",".join(ADVERSARIES), show_default=True, help="Adversaries, comma separated.")
 @click.option("--minutes", default=4.0, show_default=True, help="For each of the dims, after which no fit begins.")
-def main(dims: list[float], rows: int, k: int, shares: list[float], only: str, minutes: float) -> None:
+def main(dims: list[float], rows: int, k: int, shares: list[float], only: str, liars: str, minutes: float) -> None:
     """Print the tables: each result as it comes, then losses and sines."""
     chosen = {name: fit for name, fit in CONTENDERS.items() if not only or name in only.split("+")}
     for d in map(int, dims):
         race = Race(time.monotonic() + 60 * minutes)
-        for eps, adversary in [(share, liar) for share in shares for liar in adversaries(share)]:
+        for eps, adversary in [(share, liar) for share in shares for liar in adversaries(share) if liar in liars]:
             if time.monotonic() > race.until:
                 break
             data = Planted(rows, d, k, eps, adversary)

@@ -309,7 +309,7 @@ def sifted(
 ) -> tuple[Filter, Matrix, FilterState]:
     """The filter at its end, for rows (m, d) in memory, those that a sieve leaves out apart; raises as it does."""
     method = Filter(Settings(Rank(k), center, seed=seed), Options("filter", eps, center))
-    X = open_matrix(rows)
+    X = replace(open_matrix(rows), name="the sample")
     at = method.begin(X, Start(), () if sieve is None else (sieve,))
     while method.done(at) is None:  # the driver's loop, on rows that are here
         fold, held, scratch, start = method.fold(X, at), None, {}, 0
