@@ -46,6 +46,7 @@ __all__ = [
     "bent",
     "check_enough",
     "filtered",
+    "forgiven",
     "sifted",
     "verified",
 ]
@@ -194,7 +195,10 @@ class Filter:
     def _certificate(self, state: FilterState, removed: float) -> Certificate:
         assert state.sample is not None
         eps, looked_at = self.options.eps, len(state.sample)
-        most, share = filter_tolerance(eps, looked_at), 1.5 * eps + np.sqrt(eps * (1 - eps) / max(state.total, 1))
+        most, share = (
+            filter_tolerance(eps, looked_at),
+            forgiven(eps) + 2 * np.sqrt(eps * (1 - eps) / max(state.total, 1)),
+        )
         what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
         if state.pulled:
             what += f", all that eps={eps:g} allows"
@@ -236,9 +240,14 @@ def wider(X: Matrix, rank: Rank) -> Rank:
     return UpTo(min(k + _MORE, max(k, n // 5)))
 
 
+def forgiven(eps: float) -> float:
+    """The share of the rows that may be cut off: eps, and as many again of those that do not lie as are no wonder."""
+    return min(1.5 * eps, eps + 0.05 * (1 - eps))
+
+
 def allowed_share(eps: float, n: int) -> float:
     """How many of n rows may be outlying to a scatter that bears more of them than eps: some that do not lie are."""
-    return 1.5 * eps + 1 / np.sqrt(max(n, 1))
+    return forgiven(eps) + 1 / np.sqrt(max(n, 1))
 
 
 def verified(

@@ -19,7 +19,7 @@ from pipeline.kernels.factor import Factor, directions, factor_of_rows
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import center_and_spread, filter_tolerance
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.robust.filter import allowed_share, filtered, sifted, verified
+from pipeline.robust.filter import allowed_share, filtered, forgiven, sifted, verified
 from pipeline.robust.gauge import Block, Gauge, projected
 from pipeline.robust.method import Certificate, Found, Options, looked
 from pipeline.solvers import Settings
@@ -296,7 +296,7 @@ def _certificate(state: StreamState, removed: float) -> Certificate:
     known = gauge_of(state).known
     most = filter_tolerance(state.eps, len(known))
     ratio = _contradiction(state, state.factor, known)
-    allowed = 1.5 * state.eps + 2 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
+    allowed = forgiven(state.eps) + 2 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
     text = f"{100 * removed:.2f} % of {state.seen} rows were cut off in one pass"
     if state.restarts:
         text += f", which began again {state.restarts} times, as the sample of all rows contradicted what had been kept"
