@@ -197,7 +197,7 @@ class Filter:
         eps, looked_at = self.options.eps, len(state.sample)
         most, share = (
             filter_tolerance(eps, looked_at),
-            forgiven(eps) + 2 * np.sqrt(eps * (1 - eps) / max(state.total, 1)),
+            forgiven(eps) + np.sqrt(eps * (1 - eps) / max(state.total, 1)),
         )
         what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
         if state.pulled:
@@ -242,7 +242,7 @@ def wider(X: Matrix, rank: Rank) -> Rank:
 
 def forgiven(eps: float) -> float:
     """The share of the rows that may be cut off: eps, and as many again of those that do not lie as are no wonder."""
-    return min(1.5 * eps, eps + 0.05 * (1 - eps))
+    return min(1.5 * eps, eps + 0.08 * (1 - eps))
 
 
 def allowed_share(eps: float, n: int) -> float:

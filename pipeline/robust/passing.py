@@ -296,7 +296,7 @@ def _certificate(state: StreamState, removed: float) -> Certificate:
     known = gauge_of(state).known
     most = filter_tolerance(state.eps, len(known))
     ratio = _contradiction(state, state.factor, known)
-    allowed = forgiven(state.eps) + 2 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
+    allowed = forgiven(state.eps) + 1.5 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
     text = f"{100 * removed:.2f} % of {state.seen} rows were cut off in one pass"
     if state.restarts:
         text += f", which began again {state.restarts} times, as the sample of all rows contradicted what had been kept"
