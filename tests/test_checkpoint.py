@@ -16,18 +16,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from zarr.storage import MemoryStore
 
-from pipeline import PCA, TruncatedSVD, load, open_matrix
+from pipeline import PCA, RobustPCA, TruncatedSVD, load, open_matrix
+from pipeline.driver import solve
 from pipeline.errors import ConvergenceError, InputError, PlanError, StoreError
 from pipeline.kernels.content import mixed_rows, row_bits, stretch_sums
+from pipeline.kernels.rank import Rank
 from pipeline.matrix import Matrix
+from pipeline.plans import prepare
+from pipeline.solvers import Settings
 from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.store.state import pack, unpack
+from pipeline.stretches import EVERY
 from tests.test_cluster import Slow
 
 N, D, BLOCK = 400, 24, 20
@@ -108,6 +114,44 @@ def test_a_fit_goes_on_where_it_died(path: Path, tmp_path: Path, mortal: Mortal,
         assert not (tmp_path / "c").exists()
 
 
+ROBUST = {
+    "filter": {"method": "filter"},
+    "deflation": {"method": "filter", "search": "deflation"},
+    "stream": {"method": "stream"},
+    "scaled, filled": {"method": "filter", "scale": "mad", "missing": "mean", "center": "median"},
+    "spherical": {"method": "spherical"},
+    "tyler": {"method": "tyler"},
+    "dpd": {"method": "dpd"},
+}
+
+
+@pytest.mark.parametrize("method", ROBUST)
+def test_a_robust_fit_goes_on_where_it_died(tmp_path: Path, mortal: Mortal, method: str) -> None:
+    lying = np.vstack([X, X + 1e-3, X - 1e-3])
+    lying[::9] = 60 * np.eye(D)[-1]
+    names = [f"place {i}" for i in range(D)]  # a state is made of numbers: names are put back at the end
+    data = xr.DataArray(lying, {"place": names}, ("time", "place"))
+    model = RobustPCA(2, eps=0.12, checkpoint=tmp_path / "c", **ROBUST[method])
+    whole = mortal.fit(model, open_matrix(data).cut_at(BLOCK)).subspace_
+    total = mortal.read
+    for last in (total // 3, total):
+        with pytest.raises(Died):
+            mortal.fit(model, open_matrix(data).cut_at(BLOCK), last)
+        again = mortal.fit(model, open_matrix(data).cut_at(BLOCK)).subspace_
+        assert mortal.read < total - last + len(lying) / BLOCK
+        assert again.components.tobytes() == whole.components.tobytes()
+        assert again.singular_values.tobytes() == whole.singular_values.tobytes()
+        assert again.provenance["robust"] == whole.provenance["robust"]
+        assert again.features is not None
+        assert again.features.coords["place"].values.tolist() == names
+    if method == "stream":
+        assert model.state_.seen == len(lying)
+    with pytest.raises(Died):
+        mortal.fit(model, open_matrix(data).cut_at(BLOCK), total // 2)
+    with pytest.raises(StoreError, match="other settings"):
+        model.set_params(eps=0.2).fit(open_matrix(data).cut_at(BLOCK))
+
+
 def test_columns_are_walked_on_too(tmp_path: Path, mortal: Mortal) -> None:
     wide = X.T.copy()
     model = TruncatedSVD(3, solver="krylov", checkpoint=tmp_path / "c")
@@ -117,6 +161,21 @@ def test_columns_are_walked_on_too(tmp_path: Path, mortal: Mortal) -> None:
         with pytest.raises(Died):
             mortal.fit(model, open_matrix(wide).cut_at(BLOCK), last)
         np.testing.assert_array_equal(mortal.fit(model, open_matrix(wide).cut_at(BLOCK)).components_, components)
+
+
+@pytest.mark.parametrize(("every", "least", "most"), [(0.0, 8, 20), (EVERY, 1, 1)])
+def test_a_long_pass_is_kept_every_few_minutes(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, least: int, most: int
+) -> None:
+    """However dear a state is to write, as all are here."""
+    assert EVERY <= 180
+    monkeypatch.setattr(Checkpoint, "due", lambda nbytes, read: False)
+    kept, real = [], Checkpoint.write
+    monkeypatch.setattr(Checkpoint, "write", lambda self, *given: (kept.append(1), real(self, *given)))
+    ready = prepare(blocks(path), Settings(Rank(4)), "gram", None)
+    with checkpoint_at(tmp_path / "c") as checkpoint:
+        solve(ready.matrix, ready.solver, checkpoint=checkpoint, checkpoint_every=every)
+    assert least <= len(kept) <= most
 
 
 def test_another_cutting_goes_on_too(path: Path, tmp_path: Path, mortal: Mortal) -> None:
@@ -323,11 +382,11 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import dask
-from pipeline import PCA, open_matrix
+from pipeline import PCA, RobustPCA, open_matrix
 from pipeline.matrix import Matrix
 
 if __name__ == "__main__":
-    source, checkpoint, model, log = sys.argv[1:]
+    source, checkpoint, model, log, method = sys.argv[1:]
     real = Matrix.read_range
 
     def slow(matrix, start, stop, out=None):
@@ -338,12 +397,14 @@ if __name__ == "__main__":
 
     Matrix.read_range = slow
     with dask.config.set(num_workers=2):
-        PCA(4, solver="krylov", checkpoint=checkpoint).fit(open_matrix(source).cut_at(20)).subspace_.save(model)
+        made = RobustPCA(4, method) if method != "krylov" else PCA(4, solver=method)
+        made.set_params(checkpoint=checkpoint).fit(open_matrix(source).cut_at(20)).subspace_.save(model)
 """
 
 
 @pytest.mark.slow
-def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["krylov", "filter", "stream"])
+def test_kill_the_client_again_and_again(path: Path, tmp_path: Path, method: str) -> None:
     script, log, model = tmp_path / "fit.py", tmp_path / "log", tmp_path / "m.zarr"
     script.write_text(SLOW)
     kills = 0
@@ -351,7 +412,7 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
     while not model.exists():
         assert kills < 6
         before = log.stat().st_size if log.exists() else 0
-        process = subprocess.Popen([sys.executable, script, path, tmp_path / "c", model, log])
+        process = subprocess.Popen([sys.executable, script, path, tmp_path / "c", model, log, method])
         deadline = time.monotonic() + 60
         while (not log.exists() or log.stat().st_size <= before) and process.poll() is None:
             assert time.monotonic() < deadline
@@ -363,7 +424,8 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
             process.wait()
             kills += 1
     assert kills >= 2
-    found, whole = load(model), PCA(4, solver="krylov").fit(blocks(path)).subspace_
+    made = RobustPCA(4, method) if method != "krylov" else PCA(4, solver=method)
+    found, whole = load(model), made.fit(blocks(path)).subspace_
     assert found.distance(whole).max() < 1e-10
     np.testing.assert_allclose(found.singular_values, whole.singular_values, rtol=1e-12)
     reads, once = len(log.read_text().split()), whole.passes * N / BLOCK
@@ -382,21 +444,33 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-def test_kill_the_scheduler(path: Path, tmp_path: Path, mortal: Mortal) -> None:
+def scheduler_killed(path: Path, folder: Path, after: int) -> tuple[float, int]:
+    """A fit whose cluster goes when so many blocks have been read, and which goes on here.
+
+    Returns the angle to the undisturbed answer, and how many blocks were read again.
+    """
     from distributed import Client
 
-    (tmp_path / "serve.py").write_text(SERVE)
+    (folder / "serve.py").write_text(SERVE)
+    log = folder / "log"
+    log.touch()
     # The workers import this suite, and not that of some package which has left its own among the installed ones.
     where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    cluster = subprocess.Popen([sys.executable, tmp_path / "serve.py"], stdout=subprocess.PIPE, text=True, env=where)
+    cluster = subprocess.Popen([sys.executable, folder / "serve.py"], stdout=subprocess.PIPE, text=True, env=where)
     assert cluster.stdout is not None
-    model = PCA(4, solver="krylov", checkpoint=tmp_path / "c")
+    model = PCA(4, solver="krylov", checkpoint=folder / "c")
     matrix = blocks(path)
-    slow = dataclasses.replace(matrix, source=dataclasses.replace(matrix.source, array=Slow(str(path), 0.05, X.shape)))
+    array = Slow(str(path), 0.05, X.shape, log)
+    slow = dataclasses.replace(matrix, source=dataclasses.replace(matrix.source, array=array))
+
+    def kill() -> None:
+        while len(log.read_text().split()) < after:
+            time.sleep(0.005)
+        cluster.kill()
+
     try:
         with Client(cluster.stdout.readline().strip(), set_as_default=False) as client, client.as_current():
-            killer = threading.Timer(1.5, os.kill, (cluster.pid, signal.SIGKILL))
+            killer = threading.Thread(target=kill)
             killer.start()
             with pytest.raises(PlanError, match="scheduler was lost"):
                 model.fit(slow)
@@ -404,8 +478,14 @@ def test_kill_the_scheduler(path: Path, tmp_path: Path, mortal: Mortal) -> None:
     finally:
         cluster.kill()
         cluster.wait()
-    assert (tmp_path / "c").exists()
-    passes = 5
-    found = mortal.fit(model, slow).subspace_
-    assert 0 < mortal.read < passes * N // BLOCK
-    assert found.distance(PCA(4, solver="krylov").fit(matrix).subspace_).max() < 1e-10
+    assert (folder / "c").exists()
+    found = model.fit(slow).subspace_
+    extra = len(log.read_text().split()) - found.passes * N // BLOCK
+    return float(found.distance(PCA(4, solver="krylov").fit(matrix).subspace_).max()), extra
+
+
+@pytest.mark.slow
+def test_kill_the_scheduler(path: Path, tmp_path: Path) -> None:
+    angle, extra = scheduler_killed(path, tmp_path, 33)
+    assert angle < 1e-10
+    assert extra <= 0.1 * N / BLOCK + 2  # two workers, each with a block unfinished
