@@ -314,6 +314,16 @@ def test_the_rank_of_the_low_part_is_found() -> None:
     assert pl.RobustPCA("auto", method="pcp").fit(X).n_components_ == 3
 
 
+def test_a_high_rank_without_noise_is_found_to_the_last_digit() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(300, 15)) @ rng.normal(size=(15, 200))
+    X = low + np.where(rng.random(low.shape) < 0.05, rng.uniform(-50, 50, low.shape), 0.0)
+    found = pl.RobustPCA("auto", method="pcp", center=False).fit(X)
+    assert found.n_components_ == 15
+    assert found.certificate_.holds
+    assert np.linalg.norm(found.decompose(X)[0] - low) < 1e-8 * np.linalg.norm(low)
+
+
 def test_a_film_with_a_square_in_front() -> None:
     """A background that changes slowly, a square that moves, frames that are noise: the square is found."""
     rng = np.random.default_rng(8)

@@ -27,11 +27,9 @@ __all__ = [
 
 _TURNS, _STARTS = 200, 500
 _DECAY, _FAST, _COARSE = 0.7, 0.3, 0.05  # of thresholds down to a coarse one, and from there, in units of the data
-_LOOSE, _SETTLED, _START = (
-    0.05,
-    1e-2,
-    5e-4,
-)  # share of the threshold that entries of L move by, root mean square, once it is settled, in a pass and in memory
+# Share of the threshold that entries of L move by, root mean square, once it is settled: first, in a pass, in memory.
+_LOOSE, _SETTLED, _START = 0.05, 1e-2, 5e-4
+_FAINT = 1e-7  # of the largest singular value: below it, values that were found from squares are rounding
 _CALM = 0.05  # share of the scale, an entry, that a row moves by when the scale is halved
 _BESIDE = 1e-2  # share of the threshold that rows settle to
 
@@ -66,8 +64,8 @@ class Pursued(NamedTuple):
 
 def kept_shares(values: np.ndarray, threshold: float, shape: tuple[int, int], most: int) -> np.ndarray:
     """(r,) what singular value thresholding leaves of each of the `most` largest values, as a share."""
-    shares = 1 - threshold * np.sqrt(max(shape)) / np.maximum(values, np.finfo(float).tiny)
-    return np.where(np.arange(len(values)) < most, np.maximum(shares, 0.0), 0.0)
+    through = _through(values, threshold, shape) & (np.arange(len(values)) < most)
+    return np.where(through, 1 - threshold * np.sqrt(max(shape)) / np.where(through, values, 1.0), 0.0)
 
 
 def lowered(level: Level, values: np.ndarray, noise: float, shape: tuple[int, int], finest: float) -> Level:
@@ -79,11 +77,16 @@ def lowered(level: Level, values: np.ndarray, noise: float, shape: tuple[int, in
     least = max(finest, noise * (1 + float(np.sqrt(min(shape) / max(shape)))))
     if level.threshold > _COARSE:
         return Level(min(level.threshold, max(_DECAY * level.threshold, _COARSE, least)))
-    counting = int(np.count_nonzero(values > level.threshold * np.sqrt(max(shape))))
+    counting = int(np.count_nonzero(_through(values, level.threshold, shape)))
     rank = counting if level.rank is None else level.rank
     if counting > rank:
         return Level(level.threshold, rank)
     return Level(min(level.threshold, max(_FAST * level.threshold, least)), rank)
+
+
+def _through(values: np.ndarray, threshold: float, shape: tuple[int, int]) -> np.ndarray:
+    """(r,) bool: which singular values are more than what is taken off, and more than rounding."""
+    return values > max(threshold * float(np.sqrt(max(shape))), _FAINT * float(values.max(initial=0.0)))
 
 
 def settled(moved: float, threshold: float, close: float = _SETTLED) -> bool:
