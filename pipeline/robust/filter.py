@@ -321,7 +321,8 @@ def sifted(
     X = replace(open_matrix(rows), name="the sample")
     at = method.begin(X, Start(), () if sieve is None else (sieve,))
     while method.done(at) is None:  # the driver's loop, on rows that are here
-        fold, held, scratch, start = method.fold(X, at), None, {}, 0
+        fold, held, start = method.fold(X, at), None, 0
+        scratch: dict[str, np.ndarray] = {}
         for slab in slabs(rows):
             held = fold.block(slab.copy(), (start, start + len(slab)), held, scratch)
             start += len(slab)
