@@ -280,7 +280,7 @@ def test_killed_anywhere_the_store_is_whole_and_the_rerun_completes(
         assert ingest(store, tmp_path / "1.nc").n_samples == 37
         np.testing.assert_array_equal(entries(store)[:, 1:], ROWS[:37, 1:])
         assert zarr.open_array(store / "sst").shape[0] == 37
-        assert not list(tmp_path.glob(".store.*.batch"))
+        assert not list(tmp_path.glob(".store.*.partial"))
     assert kills > 4
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask.array as da
 import numpy as np
@@ -19,16 +19,18 @@ from dask.system import CPU_COUNT
 from zarr.abc.store import Store
 
 from pipeline.errors import InputError, PipelineError, StoreError
+from pipeline.kernels.implicit import as_scipy
 from pipeline.labels import Coord, Labels
 from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
 from pipeline.sources.dasked import Dasked
-from pipeline.sources.grid import Grid
+from pipeline.sources.grid import Decoded, Grid
 from pipeline.sources.joined import Joined
 from pipeline.sources.operator import Operator, is_operator
 from pipeline.sources.picked import Picked
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
 from pipeline.sources.trust import check_trusted
+from pipeline.store.read import is_objects, open_store
 
 __all__ = ["Opened", "open_source", "unmasked"]
 
@@ -122,6 +124,8 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
         raise InputError(f"{name} does not exist")
     # Workers may have another current directory, where chunks that are not there would be empty ones.
     where = Path(name).absolute() if local else where
+    if is_objects(where):
+        where = open_store(name)
     # A store that the user made is read through its own methods; zarrs goes to the files.
     with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:
@@ -180,8 +184,8 @@ def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple
     for array in _chosen(ds, variable, several=False, name=name):
         field = _labelled(array)
         # Packed data must be decoded by xarray; everything else is read straight through Zarr.
-        if not _packed(array.encoding):
-            field = replace(field, array=group[str(array.name)])
+        stored = cast(zarr.Array[Any], group[str(array.name)])
+        field = replace(field, array=Decoded(field.array, stored) if _packed(array.encoding) else stored)
         fields.append(field)
     return fields, name
 
@@ -203,7 +207,7 @@ def _sparse_field(source: Any) -> _Field:
     """A sparse array in memory, of scipy or pydata; one of many dims is flattened later, sample dims first."""
     if len(source.shape) != 2:
         return replace(_bare(source), name="the sparse array")
-    array = source.to_scipy_sparse() if hasattr(source, "to_scipy_sparse") else source
+    array = as_scipy(source) if hasattr(source, "to_scipy_sparse") else source
     _check_numeric(array.dtype, "the sparse matrix")
     return replace(_bare(Sparse(array)), name="the sparse matrix")
 
@@ -321,7 +325,7 @@ def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str
         flat = array.transpose(axes[0] + axes[1]).reshape((prod(array.shape[a] for a in axes[0]), -1))
         if any(not isinstance(i, slice) or i != slice(0, n) for i, n in zip(index, array.shape, strict=True)):
             raise InputError(f"select: {field.name} is sparse and of several dims: select from it before it is opened")
-        source = Sparse(flat.to_scipy_sparse())
+        source = Sparse(as_scipy(flat))
     elif isinstance(array, Sparse | StoredSparse):
         source = _sparse_source(array, axes, index)
     elif isinstance(array, da.Array):
@@ -347,6 +351,7 @@ def _sparse_source(
 
 
 def _stored_chunks(array: Any) -> tuple[int, ...]:
+    array = array.stored if isinstance(array, Decoded) else array
     if isinstance(array, zarr.Array):
         return tuple(array.shards or array.chunks)
     preferred = getattr(array, "encoding", {}).get("preferred_chunks", {})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
-import glob
 import json
 import os
 import shutil
@@ -28,13 +27,12 @@ import zarr
 
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.store.head import ROOT
-from pipeline.store.lock import only_writer
+from pipeline.store.lock import OWNER, only_writer, sweep_beside
 from pipeline.store.publish import parents_of, settle, synced
 
 __all__ = ["Batch", "Growth", "batches_of", "growing", "tend"]
 
 _RECORD = "batches"
-_OWNER = ".owner"  # locked as long as whoever writes the folder lives
 
 
 @dataclass(frozen=True)
@@ -151,12 +149,12 @@ def growing(path: Path) -> Iterator[Growth]:
     batches_of(path)  # before anything is made
     try:
         with parents_of(path):
-            place = path.with_name(f".{path.name}.{uuid4().hex}.batch")
+            place = path.with_name(f".{path.name}.{uuid4().hex}.partial")
             folder = place / "group"
             with only_writer(path, "is appending to"):
                 _tend(path)
                 place.mkdir()
-                owner = open(place / _OWNER, "wb")  # noqa: SIM115
+                owner = open(place / OWNER, "wb")  # noqa: SIM115
                 fcntl.flock(owner, fcntl.LOCK_EX)
                 before = _root(path)
                 folder.mkdir()
@@ -191,7 +189,7 @@ def _outline(path: Path, folder: Path, root: bytes) -> frozenset[Path]:
 
 
 def _tend(path: Path) -> None:
-    _sweep(path)
+    sweep_beside(path)
     if _root(path) is not None:
         _tidy(path)
 
@@ -210,19 +208,6 @@ def _members(root: bytes) -> dict[str, Any]:
         name: {key: part for key, part in meta.items() if key != "consolidated_metadata"}
         for name, meta in members.items()
     }
-
-
-def _sweep(path: Path) -> None:
-    """Remove the folders of dead writers."""
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.batch"):
-        try:
-            with open(folder / _OWNER, "rb") as owner:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        except FileNotFoundError:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _root(path: Path) -> bytes | None:

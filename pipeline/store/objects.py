@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import xarray as xr
 
 from pipeline.errors import ConflictError, StoreError
 from pipeline.store.head import ROOT, VERSIONS, Head, Version
+from pipeline.store.probe import PROBE
 from pipeline.store.publish import staged_version
 
 if TYPE_CHECKING:
@@ -53,8 +55,13 @@ class Objects:
             staged = Path(folder) / "model"
             new = staged_version(ds, staged, head, kind)
             entry = new.history[-1]
-            for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
-                self._put(f"{entry.path}/{key}", (staged / key).read_bytes())
+            try:
+                for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
+                    self._put(f"{entry.path}/{key}", (staged / key).read_bytes())
+            except StoreError:  # the pointer does not name them
+                with suppress(StoreError):
+                    self._delete(entry.path)
+                raise
         before = head.id if head else None
 
         def follow(now: Head | None) -> Head:
@@ -66,7 +73,8 @@ class Objects:
         try:
             self._change(follow, entry.id)
         except ConflictError:  # certain: nobody knows these files
-            self._delete(entry.path)
+            with suppress(StoreError):
+                self._delete(entry.path)
             raise
         return entry
 
@@ -100,14 +108,18 @@ class Objects:
         from pipeline.store.history import expired
 
         gone: list[Version] = []
+        left: set[str] = set()
 
         def change(head: Head | None) -> Head:
             assert head is not None
-            left, gone[:] = expired(head, keep, grace)
-            return left
+            new, gone[:] = expired(head, keep, grace)
+            # Nobody sees who reads here: whoever has begun has as long as the readers of a head.
+            waiting = {**new.gone, **{v.path: time.time() + grace for v in gone}}
+            left.update(head.gone, waiting)
+            return replace(new, gone=waiting)
 
         self._head()
-        self._sweep(self._change(change))
+        self._sweep(self._change(change), left)
         return gone
 
     def _head(self) -> Head:
@@ -158,45 +170,50 @@ class Objects:
 
     def _get(self, key: str) -> tuple[bytes | None, Any]:
         import obstore
-        from obstore.exceptions import BaseError, NotFoundError
+        from obstore.exceptions import NotFoundError
 
-        try:
-            found = obstore.get(self.store.store, key)
-            known = {name: found.meta[name] for name in ("e_tag", "version") if found.meta.get(name) is not None}
-            return bytes(found.bytes()), known
-        except (NotFoundError, FileNotFoundError):
-            return None, None
-        except (BaseError, OSError) as error:
-            raise StoreError(f"{self.place} cannot be read: {str(error).splitlines()[0]}") from error
+        with self._answered("read"):
+            try:
+                found = obstore.get(self.store.store, key)
+                known = {name: found.meta[name] for name in ("e_tag", "version") if found.meta.get(name) is not None}
+                return bytes(found.bytes()), known
+            except (NotFoundError, FileNotFoundError):
+                return None, None
 
     def _put(self, key: str, data: bytes) -> None:
         import obstore
+
+        with self._answered("written", "; what was stored before is as it was"):
+            obstore.put(self.store.store, key, data)
+
+    @contextmanager
+    def _answered(self, done: str, after: str = "") -> Iterator[None]:
         from obstore.exceptions import BaseError
 
         try:
-            obstore.put(self.store.store, key, data)
+            yield
         except (BaseError, OSError) as error:
-            raise StoreError(
-                f"{self.place} cannot be written: {str(error).splitlines()[0]}; what was stored before is as it was"
-            ) from error
+            raise StoreError(f"{self.place} cannot be {done}: {str(error).splitlines()[0][:300]}{after}") from error
 
     def _occupied(self) -> bool:
         """Whether something that is not ours is there; versions that never became one do not count."""
-        return any(not o["path"].startswith(f"{VERSIONS}/") for o in self._listed(None))
+        return any(not o["path"].startswith((f"{VERSIONS}/", PROBE)) for o in self._listed(None))
 
     def _listed(self, prefix: str | None) -> list[Any]:
         import obstore
 
-        return [o for batch in obstore.list(self.store.store, prefix) for o in batch]
+        with self._answered("read"):
+            return [o for batch in obstore.list(self.store.store, prefix) for o in batch]
 
     def _delete(self, path: str) -> None:
         import obstore
 
         keys = [o["path"] for o in self._listed(path)]
         if keys:
-            obstore.delete(self.store.store, keys)
+            with self._answered("tidied"):
+                obstore.delete(self.store.store, keys)
 
-    def _sweep(self, head: Head) -> None:
+    def _sweep(self, head: Head, left: set[str]) -> None:
         """Remove the files of versions that have left the history, and of those that were never published."""
         known = {v.path for v in head.history} | {path for path, until in head.gone.items() if time.time() < until}
         latest: dict[str, datetime] = {}
@@ -204,8 +221,7 @@ class Objects:
             path = "/".join(o["path"].split("/")[:2])
             latest[path] = max(latest.get(path, o["last_modified"]), o["last_modified"])
         for path, written in latest.items():
-            left = path in head.gone or datetime.now(UTC) - written > _ABANDONED
-            if path not in known and left:
+            if path not in known and (path in left or datetime.now(UTC) - written > _ABANDONED):
                 self._delete(path)
 
     def _overtaken(self, now: Head | None) -> ConflictError:
