@@ -388,7 +388,7 @@ if __name__ == "__main__":
     def slow(matrix, start, stop, out=None):
         with open(log, "a") as file:
             file.write(f"{start}\\n")
-        time.sleep(0.05)  # long enough for the kills to fall into the fit, not behind it
+        time.sleep(0.1 if method == "stream" else 0.05)  # long enough for the kills to fall into the fit, not behind it
         return real(matrix, start, stop, out)
 
     Matrix.read_range = slow
