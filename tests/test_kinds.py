@@ -264,6 +264,16 @@ def test_blocks_of_stored_rows_read_nothing_else(tmp_path: Path) -> None:
     assert matrix.bytes_a_pass < matrix.T.bytes_a_pass * 1.01
 
 
+def test_dtypes_of_pydata_that_scipy_does_not_know() -> None:
+    half = pydata.COO.from_numpy(X.astype("f2"))
+    chunked = da.from_array(X.astype("f2"), chunks=(40, D)).map_blocks(pydata.COO.from_numpy)
+    expected = PCA(3).fit(X)
+    for data in (half, chunked, xr.DataArray(half), pydata.COO.from_numpy(X.astype(">f4"))):
+        model = PCA(3).fit(data)
+        np.testing.assert_allclose(model.singular_values_, expected.singular_values_, rtol=1e-5)
+        assert np.asarray(model.transform(data)).dtype == np.float32
+
+
 def test_anndata_knows_cells_and_genes(tmp_path: Path) -> None:
     where = anndata(tmp_path / "a.zarr")
     found = PCA(2).fit(where)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 
 import dask.array as da
 import numpy as np
@@ -19,6 +21,7 @@ import pipeline as pl
 from benchmarks.robust import ADVERSARIES, Planted, captured, sine
 from pipeline.errors import ConvergenceError, InputError, StoreError
 from pipeline.kernels.robust import examine, geometric_median, robust_scatter
+from pipeline.matrix import Matrix
 from pipeline.robust import METHODS
 from pipeline.robust.passing import StreamState
 
@@ -46,12 +49,21 @@ def test_liars_cost_little(method: str, adversary: str, n: int, d: int, k: int) 
 
 
 @pytest.mark.parametrize("eps", [0.02, 0.05, 0.3, 0.4])
-@pytest.mark.parametrize("adversary", ["hidden", "repeated", "twin"])
+@pytest.mark.parametrize("adversary", ["hidden", "repeated", "leaning", "twin"])
 def test_shares_of_liars(eps: float, adversary: str) -> None:
+    """Up to 0.4, where the liars are a group that is denser than the bulk."""
     data = Planted(2000, 50, 3, eps, adversary)
     found = pl.RobustPCA(3, eps=eps).fit(data.X)
-    assert captured(found.components_, data) >= 1 - (0.05 if eps < 0.4 else allowed(eps))
-    assert found.certificate_.holds or eps == 0.4
+    assert captured(found.components_, data) >= 0.99
+    assert found.certificate_.holds
+    assert found.flag(data.X)[data.lies].mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_liars_that_pass_for_the_bulk_are_told(method: str) -> None:
+    data = Planted(2000, 50, 3, 0.4, "adaptive")
+    found = pl.RobustPCA(3, method=method, eps=0.4).fit(data.X)
+    assert captured(found.components_, data) >= 0.99 or not found.certificate_.holds
 
 
 @pytest.mark.parametrize("order", ["first", "last"])
@@ -111,13 +123,17 @@ def test_the_command_line_and_the_map(tmp_path) -> None:
     data = Planted(2000, 20, 2, 0.1, "far")
     zarr.save(tmp_path / "x.zarr", data.X)
     model = str(tmp_path / "model.zarr")
-    done = CliRunner().invoke(
-        main, ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--robust", "filter", "--eps", "0.1"]
-    )
+    asked = ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--robust", "filter", "--eps", "0.1"]
+    done = CliRunner().invoke(main, [*asked, "--checkpoint", str(tmp_path / "c")])
     assert done.exit_code == 0, done.output
+    assert "does not hold" not in done.output
+    assert not (tmp_path / "c").exists()
     found = pl.RobustPCA.from_subspace(pl.load(model))
     assert sine(found.components_, data.truth) < 0.1
     assert found.certificate_.text in CliRunner().invoke(main, ["inspect", model]).output
+    broken = ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", str(tmp_path / "b.zarr"), "--robust", "stream"]
+    told = CliRunner().invoke(main, ["--quiet", *broken, "--eps", "0.02"])
+    assert "the certificate does not hold" in told.output
     wrong = CliRunner().invoke(main, ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--eps", "0.1"])
     assert wrong.exit_code == 2
     found.plot_outliers(data.X, tmp_path / "map.png")
@@ -333,7 +349,9 @@ def test_what_is_wrong_is_said(method: str) -> None:
         ({"eps": -0.1}, CLEAN, "below 0.5"),
         ({"eps": 0.45, "n_components": 3}, CLEAN[:12], "too few"),
         ({}, np.ones((50, 4)) * [1, 2, 3, 4], "all the same"),
-        ({}, missing, "row 7"),
+        ({}, missing, "row 7.*pass missing='mean', fill"),
+        ({"missing": "em"}, missing, "choose 'error' or 'mean'"),
+        ({"eps": 0.0}, CLEAN * 1e200, "divide the data"),
         ({"n_components": 9}, CLEAN, "9"),
     ]
     for how, X, words in wrong:
@@ -347,11 +365,21 @@ def test_what_is_wrong_is_said(method: str) -> None:
         found.outlier_score_(CLEAN[:, :5])
 
 
-def test_a_stream_reads_each_row_once(tmp_path) -> None:
+def test_a_stream_reads_each_row_once(tmp_path, monkeypatch) -> None:
     data = Planted(6000, 30, 2, 0.1, "hidden")
     array = zarr.create_array(tmp_path / "x.zarr", shape=data.X.shape, chunks=(250, 30), dtype="f8")
     array[:] = data.X
+    reads, real = [], Matrix.read_range
+
+    def counted(matrix: Matrix, start: int, stop: int, *rest: np.ndarray) -> np.ndarray:
+        reads.append((start, stop))
+        return real(matrix, start, stop, *rest)
+
+    monkeypatch.setattr(Matrix, "read_range", counted)
     found = pl.RobustPCA(2, method="stream").fit(str(tmp_path / "x.zarr"))
+    edges = [0, *(stop for _, stop in sorted(reads))]
+    assert sorted(reads) == list(pairwise(edges))
+    assert edges[-1] == len(data.X)
     walks = found.subspace_.provenance["walks"]
     assert sum(walk["bytes"] for walk in walks) == data.X.nbytes
     assert sine(found.components_, data.truth) < 0.1
@@ -398,6 +426,20 @@ def test_the_memory_of_a_stream_grows_with_the_features_only() -> None:
         states[n, d] = pl.RobustPCA(2, method="stream").partial_fit(rows).state_.nbytes
     assert states[5000, 300] <= 1.1 * states[2500, 300]
     assert states[2500, 600] <= 2.2 * states[2500, 300]
+
+
+def test_the_memory_of_a_fit_grows_by_a_few_states(tmp_path) -> None:
+    peaks, states = [], []
+    for d in (400, 1600):
+        place = tmp_path / f"{d}.zarr"
+        array = zarr.create_array(place, shape=(5000, d), chunks=(200, d), dtype="f4")
+        for start in range(0, 5000, 200):
+            array[start : start + 200] = np.random.default_rng(start).normal(size=(200, d)) * ([5, 4] + [1] * (d - 2))
+        tracemalloc.start()
+        states.append(pl.RobustPCA(2, method="stream").fit(str(place)).state_.nbytes)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 12 * (states[1] - states[0])
 
 
 def test_a_small_group_far_out_bends_neither_scatter_nor_median() -> None:

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.kernels.blocks import doubled, magnitudes
 
-__all__ = ["ImplicitBlock", "OperatorBlock", "SparseBlock", "as_compressed"]
+__all__ = ["ImplicitBlock", "OperatorBlock", "SparseBlock", "as_compressed", "as_scipy"]
 
 _PANEL_BYTES = 32 << 20  # of a dense panel or a sparse product at a time
 _LINE = 8  # columns of a thin matrix that are multiplied at a time
@@ -86,6 +86,12 @@ class ImplicitBlock(Protocol):
         ...
 
 
+def as_scipy(block: Any) -> Any:
+    """An array of pydata's `sparse` as one of scipy's, which knows neither float16 nor other machines' byte order."""
+    dtype = np.dtype(np.float32) if block.dtype == np.float16 else block.dtype.newbyteorder("=")
+    return block.astype(dtype).to_scipy_sparse()
+
+
 def as_compressed(block: Any) -> Any:
     """Anything sparse (scipy, `sparse` of pydata) or dense as a CSR or CSC array in canonical form.
 
@@ -93,7 +99,7 @@ def as_compressed(block: Any) -> Any:
     [[0.0, 3.0]]
     """
     if hasattr(block, "to_scipy_sparse"):
-        block = block.to_scipy_sparse()
+        block = as_scipy(block)
     if not hasattr(block, "format"):
         return sp.csr_array(np.atleast_2d(np.asarray(block)))
     compressed = block if block.format in ("csr", "csc") else block.tocsr()

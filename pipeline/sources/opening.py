@@ -19,6 +19,7 @@ from dask.system import CPU_COUNT
 from zarr.abc.store import Store
 
 from pipeline.errors import InputError, PipelineError, StoreError
+from pipeline.kernels.implicit import as_scipy
 from pipeline.labels import Coord, Labels
 from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
 from pipeline.sources.dasked import Dasked
@@ -206,7 +207,7 @@ def _sparse_field(source: Any) -> _Field:
     """A sparse array in memory, of scipy or pydata; one of many dims is flattened later, sample dims first."""
     if len(source.shape) != 2:
         return replace(_bare(source), name="the sparse array")
-    array = source.to_scipy_sparse() if hasattr(source, "to_scipy_sparse") else source
+    array = as_scipy(source) if hasattr(source, "to_scipy_sparse") else source
     _check_numeric(array.dtype, "the sparse matrix")
     return replace(_bare(Sparse(array)), name="the sparse matrix")
 
@@ -324,7 +325,7 @@ def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str
         flat = array.transpose(axes[0] + axes[1]).reshape((prod(array.shape[a] for a in axes[0]), -1))
         if any(not isinstance(i, slice) or i != slice(0, n) for i, n in zip(index, array.shape, strict=True)):
             raise InputError(f"select: {field.name} is sparse and of several dims: select from it before it is opened")
-        source = Sparse(flat.to_scipy_sparse())
+        source = Sparse(as_scipy(flat))
     elif isinstance(array, Sparse | StoredSparse):
         source = _sparse_source(array, axes, index)
     elif isinstance(array, da.Array):
