@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 import pipeline as pl
+from benchmarks.entries import VALUES, published, simulated
 from benchmarks.robust import ADVERSARIES, Planted, captured, sine
 from pipeline.errors import ConvergenceError, InputError, StoreError
 from pipeline.kernels.robust import examine, geometric_median, robust_scatter
@@ -263,6 +265,25 @@ def test_entries_that_lie_cost_nothing() -> None:
     assert found.certificate_.holds
 
 
+def test_the_simulation_of_the_published_rule() -> None:
+    """simSVD of the authors' package, in small: 25 added to one entry in ten of 10 x 4, all three components wanted."""
+    errors: dict[str, list[np.ndarray]] = {"SVD": [], "published": [], "dpd": []}
+    for seed in range(2021, 2033):
+        X, _ = simulated("entries", seed)
+        errors["SVD"].append(np.linalg.svd(X, compute_uv=False)[:3] - VALUES)
+        errors["published"].append(published(X, 3)[0] - VALUES)
+        errors["dpd"].append(pl.RobustPCA(3, method="dpd", center=False).fit(X).singular_values_ - VALUES)
+    typical = {name: np.median(np.abs(found), axis=0) for name, found in errors.items()}
+    assert (typical["dpd"] < 0.2 * typical["SVD"]).all()
+    assert (typical["dpd"] <= typical["published"]).all()
+
+
+def test_rows_without_entries_to_spare_are_told() -> None:
+    found = pl.RobustPCA(4, method="dpd", center=False).fit(simulated("both", 5)[0])
+    assert not found.certificate_.holds
+    assert "fewer components" in found.certificate_.text
+
+
 def test_without_weights_regressions_are_principal_components() -> None:
     found, plain = pl.RobustPCA(2, method="dpd", alpha=0).fit(CLEAN), pl.PCA(2).fit(CLEAN)
     assert sine(found.components_, plain.components_) < 1e-5
@@ -291,6 +312,38 @@ def test_the_rank_of_the_low_part_is_found() -> None:
     low = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 60))
     X = low + np.where(rng.random(low.shape) < 0.05, 8.0, 0.0) + 0.05 * rng.normal(size=low.shape)
     assert pl.RobustPCA("auto", method="pcp").fit(X).n_components_ == 3
+
+
+def test_a_film_with_a_square_in_front() -> None:
+    """A background that changes slowly, a square that moves, frames that are noise: the square is found."""
+    rng = np.random.default_rng(8)
+    t = np.linspace(0, 3, 40)[:, None]
+    film = np.hstack([np.sin(t), np.cos(t), np.ones_like(t)]) @ rng.uniform(-0.15, 0.3, (3, 600)) + 0.3
+    there = np.zeros((40, 20, 30), bool)
+    for i in range(40):
+        there[i, i % 15 : i % 15 + 5, i // 2 : i // 2 + 6] = True
+    there = there.reshape(40, 600)
+    spoilt = np.where(there, 1.0, film) + 0.002 * rng.standard_normal(film.shape)
+    spoilt[[5, 21, 33]] = rng.random((3, 600))
+    whole = np.delete(np.arange(40), [5, 21, 33])
+    found = pl.RobustPCA("auto", method="pcp").fit(spoilt)
+    assert found.certificate_.holds
+    background, _ = found.decompose(spoilt)
+    seen = np.abs(spoilt - background)[whole] > 0.2
+    assert 2 * (seen & there[whole]).sum() / (seen.sum() + there[whole].sum()) > 0.9
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "stream"])  # which has no other center
+@pytest.mark.parametrize("center", ["median", "median_of_means"])
+def test_robust_centers_and_scales_are_those_of_numpy(center: str, method: str) -> None:
+    X = CLEAN * [1, 10, 1, 1, 0.1, 1, 1, 1] + np.arange(8)
+    middle = np.median(X, axis=0)
+    found = pl.RobustPCA(2, method=method, center=center, scale="mad").fit(X).subspace_
+    np.testing.assert_allclose(found.scale, np.median(np.abs(X - middle), axis=0) / norm.ppf(0.75), rtol=1e-12)
+    if center == "median":
+        np.testing.assert_allclose(found.mean, middle, rtol=1e-12)
+    else:
+        assert (np.abs(found.mean - X.mean(axis=0)) < 0.2 * X.std(axis=0)).all()
 
 
 def test_tyler_finds_the_shape_of_cauchy_rows() -> None:

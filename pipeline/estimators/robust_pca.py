@@ -52,7 +52,7 @@ class RobustPCA(PCA):
     Parameters
     ----------
     n_components : int, float, 'auto' or None
-        As for `PCA`.
+        As for `PCA`; of 'pcp' None and 'auto' leave the rank free, up to 100.
     method : {'filter', 'stream', 'dpd', 'pcp', 'spherical', 'tyler'}
         'filter': rows that lie are found along the leading directions and cut off, in several passes (Diakonikolas,
         Kane, Pensia and Pittas 2023); 'stream': the same in one pass, also by `partial_fit`; 'dpd': entries that lie
