@@ -515,6 +515,12 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("expire", model, "--keep", "1").split() == [f"{model}@2", f"{model}@3"]
     assert "does not exist" in run("log", str(tmp_path / "nothing"), code=2)
     assert "cannot be a tag" in run("tag", model, "7", code=2)
+    versions = [v for v in history(model).versions if (tmp_path / "m.zarr" / v.path).exists()]
+    shutil.rmtree(tmp_path / "m.zarr" / versions[0].path)
+    told = json.loads(run("log", model, "--json"))
+    assert [v["version"] for v in told if v["damage"]] == [versions[0].number]
+    assert "has no zarr.json" in run("log", model)
+    assert "is missing" in run("rollback", model, str(versions[0].number), code=2)
 
 
 def test_drift_names_what_became_of_each_mode() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,10 @@ from pipeline.cli import _source as source_of
 from pipeline.cli import _source_options as source_options
 from pipeline.cli import place_and_version
 from pipeline.console import say, showing_progress
+from pipeline.errors import StoreError
+
+if TYPE_CHECKING:
+    from pipeline.store import Version
 
 __all__ = ["diff", "expire", "log", "rollback", "tag", "update"]
 
@@ -26,12 +30,12 @@ def log(model: str, as_json: bool) -> None:
 
     What made each, from what, and when (UTC); the head is marked with a star.
     """
-    from pipeline.store import history, provenance_of
+    from pipeline.store import history
 
     told = history(model)
     rows: list[dict[str, Any]] = []
     for version in sorted(told.versions, key=lambda v: -v.number):
-        story = provenance_of(model, version)
+        story, damage = _story(model, version)
         source = story.get("source")
         source = source if isinstance(source, dict) else {"name": source}  # of a Subspace that somebody made by hand
         rows.append(
@@ -48,6 +52,7 @@ def log(model: str, as_json: bool) -> None:
                 "shape": source.get("shape"),
                 "content": source.get("content"),
                 "provenance": story,
+                "damage": damage,
             }
         )
     if as_json:
@@ -57,10 +62,21 @@ def log(model: str, as_json: bool) -> None:
         mark, tags = "*" if row["head"] else " ", f" ({', '.join(row['tags'])})" if row["tags"] else ""
         rows_seen = (row["shape"] or ["?"])[0]
         parent = f" from {row['parent']}" if row["parent"] is not None else ""
+        about = f"{rows_seen} rows of {row['source']}, content {str(row['content'])[:12]}"
         click.echo(
             f"{mark}{row['version']:>4}  {row['id'][:12]}  {row['created'][:19]}  {row['kind']}{parent}{tags}: "
-            f"{rows_seen} rows of {row['source']}, content {str(row['content'])[:12]}"
+            f"{row['damage'] or about}"
         )
+
+
+def _story(model: str, version: Version) -> tuple[dict[str, Any], str | None]:
+    """How a version was made, and what is wrong with it where that cannot be read: the others are told all the same."""
+    from pipeline.store import provenance_of
+
+    try:
+        return provenance_of(model, version), None
+    except StoreError as error:
+        return {}, str(error)
 
 
 @click.command()
@@ -109,7 +125,13 @@ def tag(model: str, name: str, version: str | None) -> None:
 @click.command()
 @click.argument("model")
 @click.option("--keep", type=click.IntRange(min=1), required=True, metavar="N", help="How many of the newest stay.")
-@click.option("--grace", type=float, default=None, metavar="SECONDS", help="For readers of what was the head just now.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=None,
+    metavar="SECONDS",
+    help="For readers of what was the head just now.",
+)
 @click.pass_context
 def expire(ctx: click.Context, model: str, keep: int, grace: float | None) -> None:
     """Let all versions of MODEL but the newest N go; the head and tagged ones stay."""

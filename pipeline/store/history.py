@@ -162,8 +162,8 @@ class _Local:
         head = self._head()
         if head.id == version.id:
             return head.document["attributes"]
-        path = self.model / version.path
-        return Head.parse(read_root(open_store(path), self.place), str(path)).document["attributes"]
+        raw = read_root(open_store(self.model), self.place, version.path)
+        return Head.parse(raw, f"{self.place}/{version.path}").document["attributes"]
 
     def rollback(self, version: int | str) -> Version:
         self._head()

@@ -109,6 +109,8 @@ def _held(store: Store, path: str) -> Iterator[None]:
 
 def sound(folder: Path, place: str) -> Head:
     """The version in a folder, all of whose chunks are there and fit their checksums."""
+    if not folder.is_dir():
+        raise StoreError(f"{place} is missing: restore it from a copy")
     store = LocalStore(folder, read_only=True)
     head = Head.parse(read_root(store, place), place)
     _check_layout(head, place)
