@@ -237,3 +237,15 @@ def test_a_tol_without_a_gap_ends_and_says_so(solver: str) -> None:
         TruncatedSVD(4, solver=solver, tol=1e-6).fit(np.vstack([x, -x]))
     assert caught.value.subspace is not None
     assert caught.value.subspace.angle_bounds[2] < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["gram", "dual_gram", "krylov"])
+def test_a_feature_that_is_constant_among_the_rows_that_count_has_no_spread(solver: str) -> None:
+    rng = np.random.default_rng(0)
+    weights = np.r_[0, 0, 0, rng.integers(1, 4, 14)]
+    x = rng.standard_normal((17, 6))
+    x[:, 2] = np.where(weights > 0, 0.37, 1.0)
+    found = PCA(2, scale="std", solver=solver).fit(open_matrix(x, sample_weights=weights)).subspace_
+    repeated = PCA(2, scale="std", solver=solver).fit(np.repeat(x, weights, axis=0)).subspace_
+    np.testing.assert_allclose(found.explained_variance_ratio, repeated.explained_variance_ratio, rtol=1e-10)
+    assert found.scale[2] == 1

@@ -35,7 +35,7 @@ def shifted(x: np.ndarray, weights: np.ndarray | None, first: Rows | None) -> Ro
     """
     if first is None:
         absent = absent_columns(x)
-        pilot = pilot_mean(x, absent)
+        pilot = pilot_mean(x, absent, weights)
     else:
         absent, pilot = first.absent, first.pilot
     take_out(x, pilot, absent, check=first is not None)

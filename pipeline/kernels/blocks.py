@@ -99,9 +99,13 @@ def absent_columns(x: np.ndarray) -> np.ndarray:
     return absent
 
 
-def pilot_mean(x: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """(d,) means of the first rows in double precision, rounded to the block's dtype: near them nothing is lost."""
-    mean = x[:_HEAD].mean(axis=0, dtype=doubled(x.dtype))
+def pilot_mean(x: np.ndarray, absent: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """(d,) means of the first rows in double precision, rounded to the block's dtype: near them nothing is lost.
+
+    Of rows that count, where any does: what is constant among them is then exactly so.
+    """
+    counted = x if weights is None or not weights.any() else x[np.flatnonzero(weights)[:_HEAD]]
+    mean = counted[:_HEAD].mean(axis=0, dtype=doubled(x.dtype))
     return np.where(absent, 0.0, mean).astype(x.dtype).astype(doubled(x.dtype))
 
 
@@ -205,7 +209,7 @@ def standardise_columns(
         Weighted sums of squares about the mean, scaled and weighted.
     """
     absent = absent_columns(x)
-    pilot = pilot_mean(x, absent)
+    pilot = pilot_mean(x, absent, sample_weights)
     take_out(x, pilot, absent, check=False)
     n = float(x.shape[0]) if sample_weights is None else float(sample_weights.sum())
     rest = checked_sums(x, sample_weights) / n if n else np.zeros(x.shape[1])
