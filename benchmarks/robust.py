@@ -1,19 +1,18 @@
 """Breakdown curves: how much of the inliers' variance is kept as more rows lie, method by method, liar by liar.
 
-    python -m benchmarks.robust [--dims 50,500] [--rows 4000] [--k 3] [--shares 0,0.1] [--only PCA,filter]
+    python -m benchmarks.robust [--dims 50,500] [--rows 4000] [--k 3] [--shares 0.1,0] [--only PCA+filter] [--minutes 4]
 
 For each number of features: the loss (per cent of the inliers' top-k variance that is not captured), the worst over
-the adversaries, and seconds; then the sine of the largest angle at eps = 0.1, adversary by adversary. ROBPCA takes part
-where robpy is installed (it wants scikit-learn below 1.7).
+the adversaries, and seconds; then the sine of the largest angle, adversary by adversary. What `--minutes` leave no time
+for is left out. ROBPCA takes part where robpy is installed (it wants scikit-learn below 1.7).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 
 import click
 import numpy as np
@@ -142,38 +141,90 @@ def sine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(max(0.0, 1 - cosine**2)))
 
 
-def _incremental(k: int, eps: float, X: np.ndarray) -> np.ndarray:
+Fit = Callable[[Planted, float], np.ndarray]
+"""From data, and the share of rows that may lie, to components (k, d)."""
+
+
+def _honest(data: Planted, eps: float) -> np.ndarray:
+    """What cannot be done better: PCA of the rows that do not lie."""
+    return pl.PCA(data.k).fit(data.X[~data.lies]).components_
+
+
+def _incremental(data: Planted, eps: float) -> np.ndarray:
     from sklearn.decomposition import IncrementalPCA
 
-    return np.asarray(IncrementalPCA(k).fit(X).components_)
+    return np.asarray(IncrementalPCA(data.k).fit(data.X).components_)
 
 
-def _covariance(k: int, eps: float, X: np.ndarray) -> np.ndarray:
+def _covariance(data: Planted, eps: float) -> np.ndarray:
     """A peer from the literature: eigenvectors of scikit-learn's minimum covariance determinant."""
     from sklearn.covariance import MinCovDet
 
-    if X.shape[1] > 100:
+    if data.d > 100:
         raise ImportError("it inverts matrices of all features, hundreds of times")
-    return np.linalg.eigh(MinCovDet(random_state=0).fit(X).covariance_)[1][:, ::-1][:, :k].T
+    return np.linalg.eigh(MinCovDet(random_state=0).fit(data.X).covariance_)[1][:, ::-1][:, : data.k].T
 
 
-def _projection_pursuit(k: int, eps: float, X: np.ndarray) -> np.ndarray:
+def _projection_pursuit(data: Planted, eps: float) -> np.ndarray:
     """A peer from the literature: ROBPCA (Hubert, Rousseeuw and Vanden Branden 2005) of the package robpy."""
     from robpy.pca import ROBPCA
 
-    return np.asarray(ROBPCA(n_components=k, alpha=max(0.5, 1 - 1.2 * eps)).fit(X).components_).T
+    return np.asarray(ROBPCA(n_components=data.k, alpha=max(0.5, 1 - 1.2 * eps)).fit(data.X).components_).T
 
 
-CONTENDERS: dict[str, Callable[[int, float, np.ndarray], np.ndarray]] = {
-    "PCA": lambda k, eps, X: pl.PCA(k).fit(X).components_,
+def _robust(**how: str) -> Fit:
+    return lambda data, eps: pl.RobustPCA(data.k, eps=eps, **how).fit(data.X).components_
+
+
+CONTENDERS: dict[str, Fit] = {
+    "honest rows": _honest,
+    "PCA": lambda data, eps: pl.PCA(data.k).fit(data.X).components_,
     "IncrementalPCA": _incremental,
     "MinCovDet": _covariance,
     "ROBPCA": _projection_pursuit,
-    "spherical": lambda k, eps, X: pl.RobustPCA(k, method="spherical", eps=eps).fit(X).components_,
-    "filter": lambda k, eps, X: pl.RobustPCA(k, eps=eps).fit(X).components_,
-    "filter, deflation": lambda k, eps, X: pl.RobustPCA(k, eps=eps, search="deflation").fit(X).components_,
-    "stream": lambda k, eps, X: pl.RobustPCA(k, method="stream", eps=eps).fit(X).components_,
+    "spherical": _robust(method="spherical"),
+    "filter": _robust(method="filter"),
+    "filter, deflation": _robust(method="filter", search="deflation"),
+    "stream": _robust(method="stream"),
 }
+
+
+@dataclass
+class Race:
+    """What contenders did so far on data of one size, and until when another fit may begin."""
+
+    until: float
+    losses: dict[tuple[str, float, str], float] = field(default_factory=dict)
+    sines: dict[tuple[str, float, str], float] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    longest: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, fit: Fit, data: Planted) -> None:
+        """One fit, unless it would not be over in time, as the longest before tells."""
+        wall, cpu = time.monotonic(), time.process_time()
+        if wall + self.longest.get(name, 0.0) > self.until:
+            return
+        try:
+            found = fit(data, data.eps or 0.1)
+        except ImportError:
+            return
+        case = name, data.eps, data.adversary
+        self.seconds.setdefault(name, []).append(time.process_time() - cpu)
+        self.longest[name] = max(self.longest.get(name, 0.0), time.monotonic() - wall)
+        self.losses[case] = 100 * (1 - captured(found, data))
+        self.sines[case] = sine(found, data.truth)
+
+    def cell(self, name: str, eps: float) -> str:
+        """The worst loss, and of how many adversaries where not all had their turn."""
+        known = [loss for (who, share, _), loss in self.losses.items() if (who, share) == (name, eps)]
+        if not known:
+            return "-"
+        return f"{max(known):.2f}" + (f" ({len(known)})" if len(known) < len(adversaries(eps)) else "")
+
+
+def adversaries(eps: float) -> list[str]:
+    """All, or one where nobody lies."""
+    return list(ADVERSARIES) if eps else ["far"]
 
 
 def _row(name: str, cells: list[str]) -> None:
@@ -188,42 +239,43 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> list[float]:
 @click.option("--dims", default="50,500", show_default=True, callback=_numbers)
 @click.option("--rows", default=4000, show_default=True)
 @click.option("--k", default=3, show_default=True)
-@click.option("--shares", default=SHARES, show_default=True, callback=_numbers)
-@click.option("--only", default="", help="Contenders, comma separated; default: all that are installed.")
-def main(dims: list[float], rows: int, k: int, shares: list[float], only: str) -> None:
-    """Print the tables."""
-    chosen = {name: fit for name, fit in CONTENDERS.items() if not only or name in only.split(",")}
+@click.option("--shares", default=SHARES, show_default=True, callback=_numbers, help="In the order in which they run.")
+@click.option("--only", default="", help="Contenders, joined by +; default: all that are installed.")
+@click.option("--liars", default=",".join(ADVERSARIES), show_default=True, help="Adversaries, comma separated.")
+@click.option("--minutes", default=4.0, show_default=True, help="For each of the dims, after which no fit begins.")
+def main(dims: list[float], rows: int, k: int, shares: list[float], only: str, liars: str, minutes: float) -> None:
+    """Print the tables: each result as it comes, then losses and sines."""
+    chosen = {name: fit for name, fit in CONTENDERS.items() if not only or name in only.split("+")}
     for d in map(int, dims):
-        losses: dict[tuple[str, float], list[float]] = {}
-        angles: dict[tuple[str, str], float] = {}
-        spent = dict.fromkeys(chosen, 0.0)
-        for eps, adversary in product(shares, ADVERSARIES):
+        race = Race(time.monotonic() + 60 * minutes)
+        for eps, adversary in [(share, liar) for share in shares for liar in adversaries(share) if liar in liars]:
+            if time.monotonic() > race.until:
+                break
             data = Planted(rows, d, k, eps, adversary)
+            assert data.X.shape == (rows, d)  # made before the first contender's time begins
             for name, fit in chosen.items():
-                started = time.process_time()
-                try:
-                    found = fit(k, eps or 0.1, data.X)
-                except ImportError:
-                    continue
-                if eps == 0.1:
-                    spent[name] += time.process_time() - started
-                    angles[name, adversary] = sine(found, data.truth)
-                losses.setdefault((name, eps), []).append(100 * (1 - captured(found, data)))
-        click.echo(f"\n{rows} x {d}, k = {k}: per cent of the inliers' variance lost, worst adversary")
-        _row("eps", [f"{eps:g}" for eps in shares] + ["CPU s at 0.1"])
-        _row("allowed", [f"{300 * eps * np.log(1 / eps):.1f}" if eps else "-" for eps in shares] + [""])
-        for name in chosen:
-            if (name, shares[0]) in losses:
-                _row(
-                    name,
-                    [f"{max(losses[name, eps]):.2f}" for eps in shares] + [f"{spent[name] / len(ADVERSARIES):.2f}"],
-                )
-        if angles:
-            click.echo("\nsine of the largest angle at eps = 0.1")
-            _row("", list(ADVERSARIES))
-            for name in chosen:
-                if (name, "far") in angles:
-                    _row(name, [f"{angles[name, adversary]:.3f}" for adversary in ADVERSARIES])
+                race.run(name, fit, data)
+            told = [f"{name} {race.sines[name, eps, adversary]:.3f}" for name in chosen if (name, eps, adversary) in
+                    race.sines]  # fmt: skip
+            click.echo(f"  {rows} x {d}, k = {k}, eps = {eps:g}, {adversary}: sines {', '.join(told)}")
+        _tables(race, list(chosen), shares, f"{rows} x {d}, k = {k}")
+
+
+def _tables(race: Race, names: list[str], shares: list[float], what: str) -> None:
+    click.echo(f"\n{what}: per cent of the inliers' variance lost, the worst adversary (of how many, if not all)")
+    _row("eps", [f"{eps:g}" for eps in shares] + ["CPU s"])
+    _row("allowed", [f"{300 * eps * np.log(1 / eps):.1f}" if eps else "-" for eps in shares] + [""])
+    for name in names:
+        if name in race.seconds:
+            _row(name, [race.cell(name, eps) for eps in shares] + [f"{np.median(race.seconds[name]):.2f}"])
+    for eps in shares:
+        if any(share == eps for _, share, _ in race.sines):
+            click.echo(f"\n{what}: sine of the largest angle at eps = {eps:g}")
+            _row("", adversaries(eps))
+            for name in names:
+                cells = [race.sines.get((name, eps, adversary)) for adversary in adversaries(eps)]
+                if any(cell is not None for cell in cells):
+                    _row(name, ["-" if cell is None else f"{cell:.3f}" for cell in cells])
 
 
 if __name__ == "__main__":

@@ -225,6 +225,9 @@ def _run(ctx: click.Context, job: JobSpec) -> None:
         result = run_job(job)
     if not _quiet(ctx):
         say(str(result.subspace))
+    promise = result.subspace.provenance.get("robust", {}).get("certificate", {"holds": True})
+    if not promise["holds"]:  # never a silent answer, however quiet
+        say(f"the certificate does not hold: {promise['text']}")
     for written in filter(None, (result.model, result.scores, result.report)):
         click.echo(written)
 

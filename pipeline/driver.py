@@ -31,7 +31,10 @@ from pipeline.stretches import EVERY, Half, walk_in_stretches
 from pipeline.subspace import Subspace
 from pipeline.walk import walk
 
-__all__ = ["Run", "check_entries", "scores", "solve"]
+__all__ = ["FILLINGS", "Run", "check_entries", "scores", "solve"]
+
+FILLINGS = ("mean", "em")
+"""Values of `missing` that allow for NaN, of most solvers."""
 
 _WHY = {
     LIMIT: "the limit of passes was reached",
@@ -108,7 +111,7 @@ def solve(
         try:
             summary, run = _pass(X, fold, run, keeper, passes=passes, summary_bytes=cost.summary_bytes, keep=keep)
         except NonfiniteError as error:
-            check_entries(X)
+            check_entries(X, fillings=getattr(solver, "fillings", FILLINGS))
             raise InputError(f"{X.name}: {error}") from error
         run = keeper.keep(replace(run, state=solver.step(X, run.state, summary)))
     found = solver.result(X, run.state)
@@ -152,7 +155,8 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
     looking = run.content is None and not isinstance(X.source, Operator | Stream)
     span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
     if span is not None:
-        matrix, looking, told = matrix.rows(*span), False, {**told, "keep": None}
+        matrix = matrix.stretch(matrix.cuts[(matrix.cuts >= span[0]) & (matrix.cuts <= span[1])])
+        looking, told = False, {**told, "keep": None}
     seeing = witnessed(fold, *X.shape, looking=looking)
     if isinstance(X.source, Stream):
         summary, tally = pour(matrix, fold)
@@ -211,10 +215,11 @@ def _about(X: Matrix, solver: Solver[Any]) -> dict[str, str]:
     }
 
 
-def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
+def check_entries(X: Matrix, present: np.ndarray | None = None, fillings: tuple[str, ...] = FILLINGS) -> None:
     """Raise InputError that names the first NaN or Inf among the entries, if there is one (one pass).
 
-    Features that are NaN in every sample do not count, nor those outside `present` (d,) where it is given.
+    Features that are NaN in every sample do not count, nor those outside `present` (d,) where it is given; `fillings`
+    are the values of `missing` that would allow for NaN.
     """
     rows = X if X.side == ROWS else X.T
     found, _ = walk(rows, Defects(X.work_dtype))
@@ -227,7 +232,8 @@ def check_entries(X: Matrix, present: np.ndarray | None = None) -> None:
     what, out = "infinity (inf)", "fill them"
     if np.isnan(value):
         what = "NaN" if X.code is None else f"a missing call ({X.code:g} or NaN)"
-        out = "pass missing='mean' or 'em', fill them"
+        ways = f"pass missing={' or '.join(map(repr, fillings))}, " if fillings else ""
+        out = f"{ways}fill them"
     raise InputError(
         f"{X.name} holds {what} at row {row}, feature {feature} ({where}), the first of {number} such entries: "
         f"{out}, or leave those samples or features out with select"

@@ -21,7 +21,7 @@ from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.sources.grid import Grid
 from pipeline.sources.stream import Stream
-from pipeline.walk import Crew, crew, locally
+from pipeline.walk import Crew, crew, locally, waiting_nbytes
 
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
@@ -206,7 +206,10 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     threads, across = at_work.threads_each, max(1, X.shape[1 - cost.side])
     slab = 2 * 8 * 256 * across if single(X.work_dtype) else 0  # where rounding is measured in float64
     fixed = threads * (cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES) + 3 * cost.summary_bytes
-    fixed += cost.client_bytes if at_work.client is None else cost.summary_bytes
+    if at_work.client is None:
+        fixed += cost.client_bytes
+    else:
+        fixed += cost.summary_bytes + threads * waiting_nbytes(cost.summary_bytes)
     for matrix in _cuttings(walked):
         block = matrix.block_nbytes
         chunks = _decoded(matrix)

@@ -36,9 +36,10 @@ from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
 
-__all__ = ["Crew", "crew", "locally", "walk"]
+__all__ = ["RUNS", "Crew", "crew", "locally", "waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
+RUNS = 8  # of each thread
 _LARGE_SUMMARY = 16 << 20  # from here on one summary a thread is enough; below it, more tasks balance the load
 _MEASURING = 4  # one run in so many measures what single precision costs
 _TELL_EVERY = 0.2  # seconds between two words of a worker
@@ -118,7 +119,7 @@ def walk(
         few = few or 32 * at_work.threads * summary_bytes > matrix.bytes_a_pass
     # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
     ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
-    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else 8))
+    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else RUNS))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
@@ -128,12 +129,12 @@ def walk(
     if at_work.client is not None:
         with _told_by_workers(at_work.client, walked.token, heard):
             kept, fresh = walked.kept(keep)
-            summary, tally = _on_cluster(at_work.client, walked.job(kept, fresh))
+            summary, tally = _on_cluster(at_work.client, *walked.job(kept, fresh))
     else:
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
         with threadpool_limits(limit), _told_by_tasks(walked.sizes, heard):
             kept, fresh = walked.kept(keep)
-            ((summary, tally),) = dask.compute(walked.job(kept, fresh), optimize_graph=False)
+            ((summary, tally),) = dask.compute(walked.job(kept, fresh)[0], optimize_graph=False)
     heard(int(matrix.cuts[-1] - matrix.cuts[0]))
     nbytes = walked.bytes_beside if kept and not fresh else matrix.bytes_a_pass
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
@@ -217,6 +218,11 @@ def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
     return matrix.source.implicit and takes_implicit(fold)
 
 
+def waiting_nbytes(summary_bytes: int) -> int:
+    """Bytes of summaries that a thread of a cluster has made and that stay until the walk is over."""
+    return summary_bytes * (0 if summary_bytes > _LARGE_SUMMARY else RUNS - 1)
+
+
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
     """The task: combine summaries, in the order of the rows."""
     return reduce(lambda a, b: (fold.combine(a[0], b[0]), a[1] + b[1]), parts)
@@ -290,8 +296,8 @@ class _Walk:
                 runs |= zip(mine, dask.persist(*jobs, optimize_graph=False, **where), strict=True)
         return runs
 
-    def job(self, kept: Mapping[int, Delayed], fresh: bool) -> Delayed:
-        """The summary and the tally of all blocks."""
+    def job(self, kept: Mapping[int, Delayed], fresh: bool) -> tuple[Delayed, list[Delayed]]:
+        """The summary and the tally of all blocks, and those of each run where these are few."""
         name, merges = "fold-" + self.token, "merge-" + self.token
         layer = self._shared()
         level: list[Any] = []
@@ -305,9 +311,10 @@ class _Walk:
             level = [(merges, depth, i) for i in range(len(groups))]
             layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
             depth += 1
-        return Delayed(
-            level[0], self._collected("walk-" + self.token, layer, *kept.values()), layer="walk-" + self.token
-        )
+        graph = self._collected("walk-" + self.token, layer, *kept.values())
+        keys = [level[0]] if _ships(self.matrix) else [level[0], *((name, i) for i in range(len(self.runs)))]
+        whole, *each = (Delayed(key, graph, layer="walk-" + self.token) for key in keys)
+        return whole, each
 
     def _shared(self) -> dict[Any, Any]:
         """What every task gets: the fold, and a matrix that is small."""
@@ -331,12 +338,16 @@ def _large_graphs() -> Iterator[None]:
         yield
 
 
-def _on_cluster(client: Any, job: Delayed) -> Any:
+def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
+    """The result of a job; those of its runs stay until then, so that a lost worker costs its own runs and no others.
+
+    They are few: `RUNS` for each thread, one where they are large.
+    """
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
 
     with _large_graphs():
-        future = client.compute(job, optimize_graph=False)
+        future, *held = client.compute([job, *runs], optimize_graph=False)
     try:
         return future.result()
     except (CancelledError, CommClosedError) as error:
@@ -350,6 +361,8 @@ def _on_cluster(client: Any, job: Delayed) -> Any:
         ) from error
     finally:
         future.cancel()
+        for run in held:
+            run.release()
 
 
 def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[[float], None]:

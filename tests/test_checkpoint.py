@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from zarr.storage import MemoryStore
 
-from pipeline import PCA, TruncatedSVD, load, open_matrix
+from pipeline import PCA, RobustPCA, TruncatedSVD, load, open_matrix
 from pipeline.driver import solve
 from pipeline.errors import ConvergenceError, InputError, PlanError, StoreError
 from pipeline.kernels.content import mixed_rows, row_bits, stretch_sums
@@ -111,6 +112,44 @@ def test_a_fit_goes_on_where_it_died(path: Path, tmp_path: Path, mortal: Mortal,
         assert again.singular_values.tobytes() == whole.singular_values.tobytes()
         assert again.passes == whole.passes
         assert not (tmp_path / "c").exists()
+
+
+ROBUST = {
+    "filter": {"method": "filter"},
+    "deflation": {"method": "filter", "search": "deflation"},
+    "stream": {"method": "stream"},
+    "scaled, filled": {"method": "filter", "scale": "mad", "missing": "mean", "center": "median"},
+    "spherical": {"method": "spherical"},
+    "tyler": {"method": "tyler"},
+    "dpd": {"method": "dpd"},
+}
+
+
+@pytest.mark.parametrize("method", ROBUST)
+def test_a_robust_fit_goes_on_where_it_died(tmp_path: Path, mortal: Mortal, method: str) -> None:
+    lying = np.vstack([X, X + 1e-3, X - 1e-3])
+    lying[::9] = 60 * np.eye(D)[-1]
+    names = [f"place {i}" for i in range(D)]  # a state is made of numbers: names are put back at the end
+    data = xr.DataArray(lying, {"place": names}, ("time", "place"))
+    model = RobustPCA(2, eps=0.12, checkpoint=tmp_path / "c", **ROBUST[method])
+    whole = mortal.fit(model, open_matrix(data).cut_at(BLOCK)).subspace_
+    total = mortal.read
+    for last in (total // 3, total):
+        with pytest.raises(Died):
+            mortal.fit(model, open_matrix(data).cut_at(BLOCK), last)
+        again = mortal.fit(model, open_matrix(data).cut_at(BLOCK)).subspace_
+        assert mortal.read < total - last + len(lying) / BLOCK
+        assert again.components.tobytes() == whole.components.tobytes()
+        assert again.singular_values.tobytes() == whole.singular_values.tobytes()
+        assert again.provenance["robust"] == whole.provenance["robust"]
+        assert again.features is not None
+        assert again.features.coords["place"].values.tolist() == names
+    if method == "stream":
+        assert model.state_.seen == len(lying)
+    with pytest.raises(Died):
+        mortal.fit(model, open_matrix(data).cut_at(BLOCK), total // 2)
+    with pytest.raises(StoreError, match="other settings"):
+        model.set_params(eps=0.2).fit(open_matrix(data).cut_at(BLOCK))
 
 
 def test_columns_are_walked_on_too(tmp_path: Path, mortal: Mortal) -> None:
@@ -343,11 +382,11 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import dask
-from pipeline import PCA, open_matrix
+from pipeline import PCA, RobustPCA, open_matrix
 from pipeline.matrix import Matrix
 
 if __name__ == "__main__":
-    source, checkpoint, model, log = sys.argv[1:]
+    source, checkpoint, model, log, method = sys.argv[1:]
     real = Matrix.read_range
 
     def slow(matrix, start, stop, out=None):
@@ -358,12 +397,14 @@ if __name__ == "__main__":
 
     Matrix.read_range = slow
     with dask.config.set(num_workers=2):
-        PCA(4, solver="krylov", checkpoint=checkpoint).fit(open_matrix(source).cut_at(20)).subspace_.save(model)
+        made = RobustPCA(4, method) if method != "krylov" else PCA(4, solver=method)
+        made.set_params(checkpoint=checkpoint).fit(open_matrix(source).cut_at(20)).subspace_.save(model)
 """
 
 
 @pytest.mark.slow
-def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["krylov", "filter", "stream"])
+def test_kill_the_client_again_and_again(path: Path, tmp_path: Path, method: str) -> None:
     script, log, model = tmp_path / "fit.py", tmp_path / "log", tmp_path / "m.zarr"
     script.write_text(SLOW)
     kills = 0
@@ -371,7 +412,7 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
     while not model.exists():
         assert kills < 6
         before = log.stat().st_size if log.exists() else 0
-        process = subprocess.Popen([sys.executable, script, path, tmp_path / "c", model, log])
+        process = subprocess.Popen([sys.executable, script, path, tmp_path / "c", model, log, method])
         deadline = time.monotonic() + 60
         while (not log.exists() or log.stat().st_size <= before) and process.poll() is None:
             assert time.monotonic() < deadline
@@ -383,7 +424,8 @@ def test_kill_the_client_again_and_again(path: Path, tmp_path: Path) -> None:
             process.wait()
             kills += 1
     assert kills >= 2
-    found, whole = load(model), PCA(4, solver="krylov").fit(blocks(path)).subspace_
+    made = RobustPCA(4, method) if method != "krylov" else PCA(4, solver=method)
+    found, whole = load(model), made.fit(blocks(path)).subspace_
     assert found.distance(whole).max() < 1e-10
     np.testing.assert_allclose(found.singular_values, whole.singular_values, rtol=1e-12)
     reads, once = len(log.read_text().split()), whole.passes * N / BLOCK

@@ -5,20 +5,25 @@ from __future__ import annotations
 import glob
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 import pipeline as pl
+from benchmarks.entries import VALUES, published, simulated
 from benchmarks.robust import ADVERSARIES, Planted, captured, sine
 from pipeline.errors import ConvergenceError, InputError, StoreError
 from pipeline.kernels.robust import examine, geometric_median, robust_scatter
+from pipeline.matrix import Matrix
 from pipeline.robust import METHODS
 from pipeline.robust.passing import StreamState
 
@@ -46,12 +51,21 @@ def test_liars_cost_little(method: str, adversary: str, n: int, d: int, k: int) 
 
 
 @pytest.mark.parametrize("eps", [0.02, 0.05, 0.3, 0.4])
-@pytest.mark.parametrize("adversary", ["hidden", "repeated", "twin"])
+@pytest.mark.parametrize("adversary", ["hidden", "repeated", "leaning", "twin"])
 def test_shares_of_liars(eps: float, adversary: str) -> None:
+    """Up to 0.4, where the liars are a group that is denser than the bulk."""
     data = Planted(2000, 50, 3, eps, adversary)
     found = pl.RobustPCA(3, eps=eps).fit(data.X)
-    assert captured(found.components_, data) >= 1 - (0.05 if eps < 0.4 else allowed(eps))
-    assert found.certificate_.holds or eps == 0.4
+    assert captured(found.components_, data) >= 0.99
+    assert found.certificate_.holds
+    assert found.flag(data.X)[data.lies].mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_liars_that_pass_for_the_bulk_are_told(method: str) -> None:
+    data = Planted(2000, 50, 3, 0.4, "adaptive")
+    found = pl.RobustPCA(3, method=method, eps=0.4).fit(data.X)
+    assert captured(found.components_, data) >= 0.99 or not found.certificate_.holds
 
 
 @pytest.mark.parametrize("order", ["first", "last"])
@@ -111,13 +125,17 @@ def test_the_command_line_and_the_map(tmp_path) -> None:
     data = Planted(2000, 20, 2, 0.1, "far")
     zarr.save(tmp_path / "x.zarr", data.X)
     model = str(tmp_path / "model.zarr")
-    done = CliRunner().invoke(
-        main, ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--robust", "filter", "--eps", "0.1"]
-    )
+    asked = ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--robust", "filter", "--eps", "0.1"]
+    done = CliRunner().invoke(main, [*asked, "--checkpoint", str(tmp_path / "c")])
     assert done.exit_code == 0, done.output
+    assert "does not hold" not in done.output
+    assert not (tmp_path / "c").exists()
     found = pl.RobustPCA.from_subspace(pl.load(model))
     assert sine(found.components_, data.truth) < 0.1
     assert found.certificate_.text in CliRunner().invoke(main, ["inspect", model]).output
+    broken = ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", str(tmp_path / "b.zarr"), "--robust", "stream"]
+    told = CliRunner().invoke(main, ["--quiet", *broken, "--eps", "0.02"])
+    assert "the certificate does not hold" in told.output
     wrong = CliRunner().invoke(main, ["fit", str(tmp_path / "x.zarr"), "-n", "2", "--out", model, "--eps", "0.1"])
     assert wrong.exit_code == 2
     found.plot_outliers(data.X, tmp_path / "map.png")
@@ -247,6 +265,25 @@ def test_entries_that_lie_cost_nothing() -> None:
     assert found.certificate_.holds
 
 
+def test_the_simulation_of_the_published_rule() -> None:
+    """simSVD of the authors' package, in small: 25 added to one entry in ten of 10 x 4, all three components wanted."""
+    errors: dict[str, list[np.ndarray]] = {"SVD": [], "published": [], "dpd": []}
+    for seed in range(2021, 2033):
+        X, _ = simulated("entries", seed)
+        errors["SVD"].append(np.linalg.svd(X, compute_uv=False)[:3] - VALUES)
+        errors["published"].append(published(X, 3)[0] - VALUES)
+        errors["dpd"].append(pl.RobustPCA(3, method="dpd", center=False).fit(X).singular_values_ - VALUES)
+    typical = {name: np.median(np.abs(found), axis=0) for name, found in errors.items()}
+    assert (typical["dpd"] < 0.2 * typical["SVD"]).all()
+    assert (typical["dpd"] <= typical["published"]).all()
+
+
+def test_rows_without_entries_to_spare_are_told() -> None:
+    found = pl.RobustPCA(4, method="dpd", center=False).fit(simulated("both", 5)[0])
+    assert not found.certificate_.holds
+    assert "fewer components" in found.certificate_.text
+
+
 def test_without_weights_regressions_are_principal_components() -> None:
     found, plain = pl.RobustPCA(2, method="dpd", alpha=0).fit(CLEAN), pl.PCA(2).fit(CLEAN)
     assert sine(found.components_, plain.components_) < 1e-5
@@ -275,6 +312,48 @@ def test_the_rank_of_the_low_part_is_found() -> None:
     low = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 60))
     X = low + np.where(rng.random(low.shape) < 0.05, 8.0, 0.0) + 0.05 * rng.normal(size=low.shape)
     assert pl.RobustPCA("auto", method="pcp").fit(X).n_components_ == 3
+
+
+def test_a_high_rank_without_noise_is_found_to_the_last_digit() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(300, 15)) @ rng.normal(size=(15, 200))
+    X = low + np.where(rng.random(low.shape) < 0.05, rng.uniform(-50, 50, low.shape), 0.0)
+    found = pl.RobustPCA("auto", method="pcp", center=False).fit(X)
+    assert found.n_components_ == 15
+    assert found.certificate_.holds
+    assert np.linalg.norm(found.decompose(X)[0] - low) < 1e-8 * np.linalg.norm(low)
+
+
+def test_a_film_with_a_square_in_front() -> None:
+    """A background that changes slowly, a square that moves, frames that are noise: the square is found."""
+    rng = np.random.default_rng(8)
+    t = np.linspace(0, 3, 40)[:, None]
+    film = np.hstack([np.sin(t), np.cos(t), np.ones_like(t)]) @ rng.uniform(-0.15, 0.3, (3, 600)) + 0.3
+    there = np.zeros((40, 20, 30), bool)
+    for i in range(40):
+        there[i, i % 15 : i % 15 + 5, i // 2 : i // 2 + 6] = True
+    there = there.reshape(40, 600)
+    spoilt = np.where(there, 1.0, film) + 0.002 * rng.standard_normal(film.shape)
+    spoilt[[5, 21, 33]] = rng.random((3, 600))
+    whole = np.delete(np.arange(40), [5, 21, 33])
+    found = pl.RobustPCA("auto", method="pcp").fit(spoilt)
+    assert found.certificate_.holds
+    background, _ = found.decompose(spoilt)
+    seen = np.abs(spoilt - background)[whole] > 0.2
+    assert 2 * (seen & there[whole]).sum() / (seen.sum() + there[whole].sum()) > 0.9
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "stream"])  # which has no other center
+@pytest.mark.parametrize("center", ["median", "median_of_means"])
+def test_robust_centers_and_scales_are_those_of_numpy(center: str, method: str) -> None:
+    X = CLEAN * [1, 10, 1, 1, 0.1, 1, 1, 1] + np.arange(8)
+    middle = np.median(X, axis=0)
+    found = pl.RobustPCA(2, method=method, center=center, scale="mad").fit(X).subspace_
+    np.testing.assert_allclose(found.scale, np.median(np.abs(X - middle), axis=0) / norm.ppf(0.75), rtol=1e-12)
+    if center == "median":
+        np.testing.assert_allclose(found.mean, middle, rtol=1e-12)
+    else:
+        assert (np.abs(found.mean - X.mean(axis=0)) < 0.2 * X.std(axis=0)).all()
 
 
 def test_tyler_finds_the_shape_of_cauchy_rows() -> None:
@@ -333,7 +412,9 @@ def test_what_is_wrong_is_said(method: str) -> None:
         ({"eps": -0.1}, CLEAN, "below 0.5"),
         ({"eps": 0.45, "n_components": 3}, CLEAN[:12], "too few"),
         ({}, np.ones((50, 4)) * [1, 2, 3, 4], "all the same"),
-        ({}, missing, "row 7"),
+        ({}, missing, "row 7.*pass missing='mean', fill"),
+        ({"missing": "em"}, missing, "choose 'error' or 'mean'"),
+        ({"eps": 0.0}, CLEAN * 1e200, "divide the data"),
         ({"n_components": 9}, CLEAN, "9"),
     ]
     for how, X, words in wrong:
@@ -347,11 +428,21 @@ def test_what_is_wrong_is_said(method: str) -> None:
         found.outlier_score_(CLEAN[:, :5])
 
 
-def test_a_stream_reads_each_row_once(tmp_path) -> None:
+def test_a_stream_reads_each_row_once(tmp_path, monkeypatch) -> None:
     data = Planted(6000, 30, 2, 0.1, "hidden")
     array = zarr.create_array(tmp_path / "x.zarr", shape=data.X.shape, chunks=(250, 30), dtype="f8")
     array[:] = data.X
+    reads, real = [], Matrix.read_range
+
+    def counted(matrix: Matrix, start: int, stop: int, *rest: np.ndarray) -> np.ndarray:
+        reads.append((start, stop))
+        return real(matrix, start, stop, *rest)
+
+    monkeypatch.setattr(Matrix, "read_range", counted)
     found = pl.RobustPCA(2, method="stream").fit(str(tmp_path / "x.zarr"))
+    edges = [0, *(stop for _, stop in sorted(reads))]
+    assert sorted(reads) == list(pairwise(edges))
+    assert edges[-1] == len(data.X)
     walks = found.subspace_.provenance["walks"]
     assert sum(walk["bytes"] for walk in walks) == data.X.nbytes
     assert sine(found.components_, data.truth) < 0.1
@@ -398,6 +489,20 @@ def test_the_memory_of_a_stream_grows_with_the_features_only() -> None:
         states[n, d] = pl.RobustPCA(2, method="stream").partial_fit(rows).state_.nbytes
     assert states[5000, 300] <= 1.1 * states[2500, 300]
     assert states[2500, 600] <= 2.2 * states[2500, 300]
+
+
+def test_the_memory_of_a_fit_grows_by_a_few_states(tmp_path) -> None:
+    peaks, states = [], []
+    for d in (400, 1600):
+        place = tmp_path / f"{d}.zarr"
+        array = zarr.create_array(place, shape=(5000, d), chunks=(200, d), dtype="f4")
+        for start in range(0, 5000, 200):
+            array[start : start + 200] = np.random.default_rng(start).normal(size=(200, d)) * ([5, 4] + [1] * (d - 2))
+        tracemalloc.start()
+        states.append(pl.RobustPCA(2, method="stream").fit(str(place)).state_.nbytes)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 12 * (states[1] - states[0])
 
 
 def test_a_small_group_far_out_bends_neither_scatter_nor_median() -> None:

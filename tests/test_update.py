@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+import xarray as xr
 import zarr
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -19,6 +20,8 @@ import pipeline.jobs.update as updating
 from pipeline import PCA, Subspace, TruncatedSVD
 from pipeline.cli import main
 from pipeline.errors import ConflictError, InputError
+from pipeline.jobs.run import run_job
+from pipeline.jobs.spec import JobSpec, ModelSpec, OutputSpec, SourceSpec
 from pipeline.jobs.update import update_model
 from pipeline.matrix import Matrix
 from pipeline.store import history, load
@@ -214,6 +217,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
         return real(matrix, start, stop, out)
 
     monkeypatch.setattr(Matrix, "read_range", counted)
+    implicit = Matrix.read_implicit
+
+    def counted_too(matrix: Matrix, start: int, stop: int) -> Any:
+        shift = getattr(matrix.source, "start", 0)
+        seen[start + shift, stop + shift] += 1
+        return implicit(matrix, start, stop)
+
+    monkeypatch.setattr(Matrix, "read_implicit", counted_too)
     return seen
 
 
@@ -233,6 +244,44 @@ def test_a_growing_store_is_followed(grown: Any, reads: Counter[tuple[int, int]]
     told = json.loads(grown.run("log", grown.model, "--json"))
     assert [(v["kind"], v["parent"]) for v in told] == [("update", 3), ("update", 2), ("update", 1), ("fit", None)]
     assert len({v["content"] for v in told}) == 4
+
+
+@pytest.mark.parametrize("kind", ["packed", "several variables", "two sample dims", "sparse rows"])
+def test_whatever_grows_is_followed(kind: str, tmp_path: Path, reads: Counter[tuple[int, int]]) -> None:
+    """Only new rows are read, however they are stored; chunks at the end are written again as the store grows."""
+    path, model = str(tmp_path / "x.zarr"), str(tmp_path / "m.zarr")
+    cube = xr.DataArray(LOW[:, :12].reshape(N, 3, 4), dims=("time", "y", "x"))
+    packing = {"dtype": "i4", "scale_factor": 1e-6, "_FillValue": -(2**31)} if kind == "packed" else {}
+    options = {"variable": ["a", "b"]} if kind == "several variables" else {"variable": "a"}
+    options |= {"sample_dims": ["time", "y"]} if kind == "two sample dims" else {}
+
+    def dense(start: int, stop: int) -> None:
+        ds = xr.Dataset({"a": cube[start:stop], "b": 2 * cube[start:stop]})
+        first = {name: {"chunks": (16, 3, 4), **packing} for name in ds}
+        ds.to_zarr(path, **({"append_dim": "time"} if start else {"encoding": first}))
+
+    def sparse(start: int, stop: int) -> None:
+        rows = scipy.sparse.csr_array(np.where(LOW > 0, LOW, 0.0)[:stop])
+        root = zarr.open_group(path, mode="a")
+        root.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(rows.shape)})
+        for name, values in (("data", rows.data), ("indices", rows.indices), ("indptr", rows.indptr)):
+            array = root[name] if start else root.create_array(name, shape=(0,), chunks=(50,), dtype=values.dtype)
+            before = array.shape[0]
+            array.resize(values.shape)
+            array[before:] = values[before:]
+
+    grow = sparse if kind == "sparse rows" else dense
+    source = SourceSpec(path=path, **({} if kind == "sparse rows" else options))
+    grow(0, 37)
+    run_job(JobSpec(source=source, model=ModelSpec(n_components=4), output=OutputSpec(model=model)))
+    inner = 3 if kind == "two sample dims" else 1
+    for start, stop in ((37, 50), (50, 90)):
+        grow(start, stop)
+        reads.clear()
+        assert update_model(model, source).rows == (stop - start) * inner
+        assert not update_model(model, source).rows
+        assert dict(reads) == {(start * inner, stop * inner): 1}
+    assert load(model).n_samples == N * inner
 
 
 def test_the_same_batch_twice_is_one_version(grown: Any, tmp_path: Path) -> None:

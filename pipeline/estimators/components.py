@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from zarr.abc.store import Store
 
 from pipeline.adjoint import check_operator
-from pipeline.driver import check_entries, scores, solve
+from pipeline.driver import FILLINGS, check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import (
     apply_rows,
@@ -38,7 +38,7 @@ from pipeline.store import load
 from pipeline.store.checkpoint import Checkpoint, checkpoint_at
 from pipeline.subspace import Subspace
 
-__all__ = ["Components", "seed_of", "squared_error"]
+__all__ = ["Components", "check_checkpoint", "seed_of", "squared_error"]
 
 
 class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -51,6 +51,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     missing: str
     memory_limit: int | str | None
     checkpoint: Any
+    fillings: tuple[str, ...] = FILLINGS
 
     def settings(self) -> Settings:
         """What is asked of a solver; raises InputError for parameters that cannot be."""
@@ -237,7 +238,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         except NonfiniteError as error:
             matrix = self.matrix(X)
             known = self.subspace_.mean if self.missing == "em" else fill
-            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present)
+            check_entries(matrix if known is None else matrix.filled(known), self.subspace_.present, self.fillings)
             raise InputError(f"{matrix.name}: {error}, or the scores overflow") from error
 
     def matrix(self, X: Any) -> Matrix:
@@ -311,8 +312,7 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         raise InputError(f"solver={estimator.solver!r}: give its name")
     if not isinstance(estimator.memory_limit, Real | str | None):
         raise InputError(f"memory_limit={estimator.memory_limit!r}: give bytes, or a size such as '2GB'")
-    if not isinstance(estimator.checkpoint, str | PathLike | Store | Checkpoint | None) or estimator.checkpoint == "":
-        raise InputError(f"checkpoint={estimator.checkpoint!r}: give the path or URL of a store, or None")
+    check_checkpoint(estimator.checkpoint)
     return Settings(
         Rank(estimator.n_components),
         bool(center),
@@ -321,6 +321,12 @@ def settings_of(estimator: Any, center: bool, scale: str | None) -> Settings:
         None if tol is None else float(tol),
         seed_of(estimator.random_state),
     )
+
+
+def check_checkpoint(checkpoint: Any) -> None:
+    """Raise InputError for what is no place of a checkpoint."""
+    if not isinstance(checkpoint, str | PathLike | Store | Checkpoint | None) or checkpoint == "":
+        raise InputError(f"checkpoint={checkpoint!r}: give the path or URL of a store, or None")
 
 
 def _check_ignored(y: Any) -> None:

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.driver import check_entries
 from pipeline.errors import InputError, NonfiniteError
-from pipeline.estimators.components import seed_of
+from pipeline.estimators.components import check_checkpoint, seed_of
 from pipeline.estimators.containers import open_for_fit
 from pipeline.estimators.pca import PCA
 from pipeline.folds.rowmaps import Filled
@@ -52,7 +52,7 @@ class RobustPCA(PCA):
     Parameters
     ----------
     n_components : int, float, 'auto' or None
-        As for `PCA`.
+        As for `PCA`; of 'pcp' None and 'auto' leave the rank free, up to 100.
     method : {'filter', 'stream', 'dpd', 'pcp', 'spherical', 'tyler'}
         'filter': rows that lie are found along the leading directions and cut off, in several passes (Diakonikolas,
         Kane, Pensia and Pittas 2023); 'stream': the same in one pass, also by `partial_fit`; 'dpd': entries that lie
@@ -73,7 +73,7 @@ class RobustPCA(PCA):
         Of the problem inside: 'gram', 'krylov', 'randomized' or 'auto'.
     missing : {'error', 'mean'}
         'mean': gaps are filled with the median of the feature, rows of which more than half is missing are flagged.
-    memory_limit, random_state, whiten
+    memory_limit, checkpoint, random_state, whiten
         As for `PCA`.
 
     Attributes
@@ -133,6 +133,7 @@ class RobustPCA(PCA):
         self.random_state = random_state
         self.whiten = whiten
 
+    fillings = Robust.fillings
     tol = None  # a plain solver's word: robust methods stop by their own certificates
 
     def settings(self) -> Settings:
@@ -145,11 +146,7 @@ class RobustPCA(PCA):
             raise InputError(f"memory_limit={self.memory_limit!r}: give bytes, or a size such as '2GB'")
         if not isinstance(self.whiten, bool | np.bool_):
             raise InputError(f"whiten={self.whiten!r}: give True or False")
-        if self.checkpoint is not None:
-            raise InputError(
-                "checkpoint is not offered for RobustPCA, whose state holds maps of rows that no store knows: "
-                "leave it None; a stream goes on with partial_fit from what state_.save(path) wrote"
-            )
+        check_checkpoint(self.checkpoint)
         return Settings(Rank(self.n_components), bool(self.center), None, "error", None, seed_of(self.random_state))
 
     def options(self) -> Options:
@@ -239,7 +236,7 @@ class RobustPCA(PCA):
             for i in range(batch.n_blocks):
                 state = absorbed(state, batch.read(i) * factor.astype(batch.work_dtype))
         except NonfiniteError:
-            check_entries(batch, np.ones(batch.shape[1], bool))
+            check_entries(batch, np.ones(batch.shape[1], bool), fillings=())
             raise
         self.state_ = state
         if state.seen > state.k:

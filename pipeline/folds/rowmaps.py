@@ -28,8 +28,11 @@ __all__ = [
     "Signs",
     "Through",
     "collected",
+    "slabs",
     "standardised",
 ]
+
+_SLAB = 4 << 20  # bytes of rows that are worked on at a time
 
 RowMap = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -87,11 +90,10 @@ class Cut:
     def squares(self, x: np.ndarray) -> np.ndarray:
         """(m,) what is held against the threshold."""
         count = self.lens.any(axis=1)
-        if not count.all():
-            x = np.where(count, x, 0)
-        pilot = self.mean.astype(x.dtype)  # what the dtype can hold of the mean; the rest is taken off afterwards
-        rest = (self.mean - pilot) @ self.lens + self.center
-        y = (x - pilot) @ self.lens.astype(x.dtype) - rest
+        pilot, lens = self.mean.astype(x.dtype), self.lens.astype(x.dtype)
+        rest = (self.mean - pilot) @ self.lens + self.center  # pilot: what the dtype can hold of the mean
+        seen = (slab if count.all() else np.where(count, slab, 0) for slab in slabs(x))
+        y = np.concatenate([(slab - pilot) @ lens for slab in seen]) - rest
         with np.errstate(invalid="ignore", over="ignore"):
             return np.einsum("ij,ij->i", y, y)
 
@@ -204,11 +206,21 @@ class Signs:
         return z * stretch.astype(z.dtype), rows[apart]
 
 
+def slabs(x: np.ndarray, at_a_time: int = _SLAB, least: int = 256) -> list[np.ndarray]:
+    """Rows (m, d) as views of some bytes each, of at least so many rows: what is made of one is small.
+
+    >>> [len(slab) for slab in slabs(np.zeros((1000, 8)), 16000, least=100)]
+    [250, 250, 250, 250]
+    """
+    return np.array_split(x, max(1, min(-(-x.nbytes // at_a_time), len(x) // least)))
+
+
 def standardised(x: np.ndarray, center: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """(x - center) * factor, zero at features without values; raises NonfiniteError where an entry is NaN or Inf."""
     if not factor.all():
         x = np.where(factor != 0, x, 0)
-    z = (x - np.where(factor != 0, center, 0).astype(x.dtype)) * factor.astype(x.dtype)
+    z = x - np.where(factor != 0, center, 0).astype(x.dtype)
+    z *= factor.astype(x.dtype)
     if not np.isfinite(z).all():
         raise NonfiniteError("NaN or Inf among the entries")
     return z

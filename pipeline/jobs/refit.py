@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.estimators.robust_pca import RobustPCA
 from pipeline.folds import Content
 from pipeline.jobs.cluster import cluster_client
 from pipeline.jobs.run import JobResult, head_of, make_estimator, open_source, place_of, run_job
@@ -38,7 +37,7 @@ def refit(spec: JobSpec) -> JobResult | None:
     """
     output = spec.output.model_copy(update={"overwrite": True})
     model = spec.model
-    if model.checkpoint is None and model.estimator != RobustPCA.__name__ and "://" not in output.model:
+    if model.checkpoint is None and "://" not in output.model:
         model = model.model_copy(update={"checkpoint": f"{output.model}.checkpoint"})
     spec = spec.model_copy(update={"output": output, "model": model})
     with cluster_client(spec=spec.cluster) as client:

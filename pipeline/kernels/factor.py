@@ -15,7 +15,7 @@ from pipeline.kernels.linalg import eigh_descending, orthonormal
 
 __all__ = ["Factor", "directions", "factor_of_rows", "leading_rows"]
 
-_STEPS = 3  # of subspace iteration on a scatter
+_STEPS = 2  # of subspace iteration on a scatter
 
 _EXACT = 256  # features whose scatter is kept whole; the shorter side up to which nothing is sketched
 

@@ -27,14 +27,18 @@ __all__ = [
     "tail_cutoff",
 ]
 
-_STEPS = 30  # of concentration
+_STEPS, _SETTLED = 30, 1e-4  # of concentration: how many, and the change of a scatter that is none
 _INNER = 0.98  # quantile from which on a tail is looked at
 _CHANCE = 3e-5  # over n rows, of a tail that is no work of chance: many directions are looked at, again and again
 _WORTH, _MAD_WORTH = 0.5, 0.37  # share of the rows that the robust scatter, and a median deviation, are worth
 _BULK = 0.95  # of the honest rows, that lie about a scatter that is theirs
+_MANY = 0.28  # share of rows that lie from which on they may be a group denser than the bulk
+_ENOUGH = 50  # rows for each direction, to tell a group from chance
+_CORE = 0.9  # of normal data, that is sure to be apart from rows that lie
+_STRETCHED = 1.1  # times that distances may be longer than those of the bulk can be
 _CONSISTENT = float(1 / norm.ppf(0.75))
 _BORNE, _ROWS_A_DIRECTION = 0.45, 8  # outliers that `outlying` bears, rows that it wants for each direction
-_LEVEL = 0.975  # of normal data, that lies in `normal_ball`
+_LEVEL = 0.975  # of normal data, that lies in what counts as its bulk
 
 
 def center_and_spread(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,26 +96,37 @@ def robust_scatter(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     starts (Hubert, Rousseeuw and Verdonck 2012), then reweighted once (Rousseeuw and Van Driessen 1999).
     """
     n, m = z.shape
-    honest = 1 - eps
+    honest, many = 1 - eps, eps >= _MANY and n >= _ENOUGH * m
     held = min(n, max(int(np.ceil((1 - 1.2 * eps) * n)), (n + m + 1) // 2))
     middle, unit = center_and_spread(z)
     deviation = z.std(axis=0)
     unit = np.where(unit > 1e-9 * deviation, unit, np.where(deviation > 0, deviation, 1.0))
     w = (z - middle) / unit
     level = held / n if held < n else 0.5
-    ends = []
-    for start in _starts(w):
-        size, center, scatter = _concentrated(w, start, held)
+    most = _stretch(min(level / honest, 0.999), level, m)
+
+    def end(start: tuple[np.ndarray, np.ndarray]) -> _End:
+        size, center, scatter = _concentrated(w, *start, held)
         distance = squared_distances(w, center, whitener_of(scatter))
         factor = float(np.quantile(distance, level) / chi2.ppf(level, m))
-        inside = distance <= factor * chi2.ppf(0.975, m)
-        # A dense minority has the least determinant, but not as many rows about it as the bulk has.
-        ends.append((bool(inside.sum() < _BULK * honest * n), size, center, scatter, factor, inside))
-    *_, center, scatter, factor, inside = min(ends, key=lambda end: end[:2])
+        inside = distance <= factor * chi2.ppf(_LEVEL, m)
+        # A dense minority has the least determinant, but not as many rows about it as the bulk has, or others than
+        # normal ones: these are farther out than any share of liars beyond them explains.
+        dense = inside.sum() < _BULK * honest * n or (many and factor > _STRETCHED * most)
+        return _End(bool(dense), size, center, scatter, factor, inside)
+
+    ends = [end(start) for start in _starts(w)]
+    if many and all(each.dense for each in ends):  # the bulk is elsewhere then
+        rests = (w[~each.inside] for each in ends)
+        ends += [end((rest.mean(axis=0), np.cov(rest.T).reshape(m, m))) for rest in rests if len(rest) > 2 * m]
+    *_, center, scatter, factor, inside = min(ends, key=lambda each: each[:2])
     if factor > 0 and inside.sum() > 2 * m:
-        center = w[inside].mean(axis=0)
-        part = w[inside] - center
-        scatter = part.T @ part / inside.sum() * (0.975 / chi2.cdf(chi2.ppf(0.975, m), m + 2))
+        if many:  # as if all who may lie lay farther out, and then on, as far as rows lie close
+            nearer = factor * chi2.ppf(level, m) / chi2.ppf(min(level / honest, 0.999), m)
+            distance = squared_distances(w, center, whitener_of(scatter))
+            center, scatter = _grown(w, distance <= nearer * chi2.ppf(_CORE, m))
+        else:
+            center, scatter = _reweighted(w[inside], _LEVEL)
     else:
         scatter = scatter * (factor if factor > 0 else 1.0)
     if not np.trace(scatter) > 0:  # more than half of the rows are one
@@ -119,29 +134,68 @@ def robust_scatter(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     return middle + unit * center, scatter * np.outer(unit, unit)
 
 
-def _starts(w: np.ndarray) -> Iterator[np.ndarray]:
-    """Scatters whose eigenvectors no small part of the rows decides: of signs, of squashed entries, of the core."""
+def _reweighted(rows: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scatter of normal rows, of those (n, m) in the ellipsoid that holds a share `level` of them."""
+    center, m = rows.mean(axis=0), rows.shape[1]
+    part = rows - center
+    return center, part.T @ part / len(rows) * (level / chi2.cdf(chi2.ppf(level, m), m + 2))
+
+
+def _grown(w: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scatter of the rows in the ellipsoid that they give, from the one that some (n,) bool give.
+
+    It holds fewer than all of a bulk, so that rows which lie close to it do not pull it out to where they are.
+    """
+    found = _reweighted(w[inside], _CORE)
+    for _ in range(_STEPS):
+        before, inside = inside, squared_distances(w, found[0], whitener_of(found[1])) <= chi2.ppf(_CORE, w.shape[1])
+        if inside.sum() <= 2 * w.shape[1] or (before == inside).all():
+            break
+        found = _reweighted(w[inside], _CORE)
+    return found
+
+
+def _stretch(share: float, level: float, m: int) -> float:
+    """By how much the squared distances of normal rows, in the metric of a nearest share of them, are too long at their
+    quantile `share`, if that is taken for the quantile `level`."""
+    radius = chi2.ppf(share, m)
+    return float(radius / chi2.ppf(level, m) * share / chi2.cdf(radius, m + 2))
+
+
+class _End(NamedTuple):
+    """Where concentration ended: whether too few rows for the bulk lie about it, the log determinant, the rest."""
+
+    dense: bool
+    size: float
+    center: np.ndarray
+    scatter: np.ndarray
+    factor: float
+    inside: np.ndarray
+
+
+def _starts(w: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Centers and scatters: robust ones along the eigenvectors of matrices that no small part of the rows decides, of
+    signs, of squashed entries, of the core."""
     size = np.linalg.norm(w, axis=1)
-    signs = w / np.where(size > 0, size, 1.0)[:, None]
-    yield signs.T @ signs
-    squashed = np.tanh(w)
-    yield squashed.T @ squashed
     core = w[np.argsort(size, kind="stable")[: len(w) // 2 + 1]]
-    yield core.T @ core
+    for rows in (w / np.where(size > 0, size, 1.0)[:, None], np.tanh(w), core):
+        _, axes = np.linalg.eigh(rows.T @ rows)
+        middle, length = center_and_spread(w @ axes)
+        length = np.maximum(length, 1e-6 * max(float(length.max(initial=0.0)), np.finfo(float).tiny))
+        yield axes @ middle, (axes * length**2) @ axes.T
 
 
-def _concentrated(w: np.ndarray, start: np.ndarray, held: int) -> tuple[float, np.ndarray, np.ndarray]:
+def _concentrated(
+    w: np.ndarray, center: np.ndarray, scatter: np.ndarray, held: int
+) -> tuple[float, np.ndarray, np.ndarray]:
     """Log determinant, center and scatter where concentration steps from a start end."""
-    _, axes = np.linalg.eigh(start)
-    middle, length = center_and_spread(w @ axes)
-    length = np.maximum(length, 1e-6 * max(float(length.max(initial=0.0)), np.finfo(float).tiny))
-    center, scatter = axes @ middle, (axes * length**2) @ axes.T
     for _ in range(_STEPS):
         nearest = np.argpartition(squared_distances(w, center, whitener_of(scatter)), held - 1)[:held]
         center = w[nearest].mean(axis=0)
         part = w[nearest] - center
         before, scatter = scatter, part.T @ part / held
-        if np.allclose(scatter, before, rtol=1e-6, atol=0):
+        unit = np.sqrt(np.diag(scatter))
+        if (np.abs(scatter - before) <= _SETTLED * np.outer(unit, unit)).all():
             break
     values = np.maximum(np.linalg.eigvalsh(scatter), np.finfo(float).tiny)
     return float(np.log(values).sum()), center, scatter

@@ -16,7 +16,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import ConvergenceError, InputError
-from pipeline.folds.rowmaps import Collected, Cut, Drawn, Moved, Pulled, RowMap, Sieve, Through, collected, standardised
+from pipeline.folds.rowmaps import (
+    Collected,
+    Cut,
+    Drawn,
+    Moved,
+    Pulled,
+    RowMap,
+    Sieve,
+    Through,
+    collected,
+    slabs,
+    standardised,
+)
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation, normal_ball, outlying
 from pipeline.matrix import Matrix, open_matrix
@@ -26,7 +38,18 @@ from pipeline.solvers.solver import CONVERGED, LIMIT, Cost
 from pipeline.sources import ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["LOOKED_AT", "Filter", "FilterState", "bent", "check_enough", "filtered", "sifted", "verified"]
+__all__ = [
+    "LOOKED_AT",
+    "Filter",
+    "FilterState",
+    "allowed_share",
+    "bent",
+    "check_enough",
+    "filtered",
+    "forgiven",
+    "sifted",
+    "verified",
+]
 
 _MORE = 10  # directions that are looked at beside those asked for
 _ROUNDS = 30
@@ -172,7 +195,10 @@ class Filter:
     def _certificate(self, state: FilterState, removed: float) -> Certificate:
         assert state.sample is not None
         eps, looked_at = self.options.eps, len(state.sample)
-        most, share = filter_tolerance(eps, looked_at), 1.5 * eps + np.sqrt(eps * (1 - eps) / max(state.total, 1))
+        most, share = (
+            filter_tolerance(eps, looked_at),
+            forgiven(eps) + np.sqrt(eps * (1 - eps) / max(state.total, 1)),
+        )
         what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
         if state.pulled:
             what += f", all that eps={eps:g} allows"
@@ -214,9 +240,14 @@ def wider(X: Matrix, rank: Rank) -> Rank:
     return UpTo(min(k + _MORE, max(k, n // 5)))
 
 
+def forgiven(eps: float) -> float:
+    """The share of the rows that may be cut off: eps, and as many again of those that do not lie as are no wonder."""
+    return min(1.5 * eps, eps + 0.08 * (1 - eps))
+
+
 def allowed_share(eps: float, n: int) -> float:
     """How many of n rows may be outlying to a scatter that bears more of them than eps: some that do not lie are."""
-    return 1.5 * eps + 1 / np.sqrt(max(n, 1))
+    return forgiven(eps) + 1 / np.sqrt(max(n, 1))
 
 
 def verified(
@@ -275,20 +306,27 @@ def check_enough(X: Matrix, rank: Rank, eps: float) -> None:
     k = 1 if rank.open else rank.most(n, d)
     rows = n if X.sample_weights is None else int(np.count_nonzero(X.sample_weights))
     if eps > 0 and (1 - 2 * eps) * rows < k + 1:
-        most = max(0.0, (1 - (k + 1) / max(rows, 1)) / 2)
+        most = (1 - (k + 1) / max(rows, 1)) / 2
+        less = f"eps below {most:.2g}, " if most > 0 else ""
         raise InputError(
-            f"{rows} rows are too few for {k} components with eps={eps:g}: take eps below {most:.2g}, fewer components "
-            "or more rows"
+            f"{rows} rows are too few for {k} components with eps={eps:g}: take {less}fewer components or more rows"
         )
 
 
-def sifted(rows: np.ndarray, k: int, eps: float, center: bool, seed: int) -> tuple[Filter, Matrix, FilterState]:
-    """The filter at its end, for rows (m, d) in memory; raises as it does."""
+def sifted(
+    rows: np.ndarray, k: int, eps: float, center: bool, seed: int, sieve: Sieve | None = None
+) -> tuple[Filter, Matrix, FilterState]:
+    """The filter at its end, for rows (m, d) in memory, those that a sieve leaves out apart; raises as it does."""
     method = Filter(Settings(Rank(k), center, seed=seed), Options("filter", eps, center))
-    X = open_matrix(rows)
-    at = method.begin(X, Start(), ())
-    while method.done(at) is None:  # the driver's loop, on one block that is here
-        at = method.step(X, at, method.fold(X, at).block(rows.copy(), (0, len(rows)), None, {}))
+    X = replace(open_matrix(rows), name="the sample")
+    at = method.begin(X, Start(), () if sieve is None else (sieve,))
+    while method.done(at) is None:  # the driver's loop, on rows that are here
+        fold, held, start = method.fold(X, at), None, 0
+        scratch: dict[str, np.ndarray] = {}
+        for slab in slabs(rows):
+            held = fold.block(slab.copy(), (start, start + len(slab)), held, scratch)
+            start += len(slab)
+        at = method.step(X, at, held)
     return method, X, at
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
-from pipeline.folds.rowmaps import RowMap
+from pipeline.folds.rowmaps import RowMap, slabs
 from pipeline.kernels.factor import Factor, factor_of_rows
 from pipeline.kernels.robust import examine
 
-__all__ = ["Block", "Gauge"]
+__all__ = ["Block", "Gauge", "projected"]
 
+_AT_A_TIME = 8 << 20  # bytes of rows that are judged together
 _MORE, _ALIKE = 10, 4.0  # directions beside those asked for; standard errors by which two variances may differ
 
 
@@ -43,7 +44,12 @@ class Gauge:
     center: bool
 
     def block(self, z: np.ndarray) -> Block:
-        """What rows (m, d) add, once those are left out that the sample contradicts.
+        """What rows (m, d) add, once those are left out that the sample contradicts."""
+        parts = [self._slab(slab) for slab in slabs(z, _AT_A_TIME, 8 * self.rank)]
+        return reduce(lambda a, b: a.joined(b, self.rank, self.center), parts)
+
+    def _slab(self, z: np.ndarray) -> Block:
+        """The same of rows that are few in bytes.
 
         Each half is judged along directions of the past and of the other half: along its own, any half is longer than
         rows that it has not seen. Where its variances are those of the sample, none of its rows is looked at.
@@ -70,19 +76,34 @@ class Gauge:
             return everything
         many = min(self.k + _MORE, int(other.n) // 4)
         lens = np.linalg.qr(np.vstack([self.past[: self.k], other.directions(many, self.past)]).T)[0]
-        theirs = self.known @ lens - self._middle @ lens
-        variance = np.square(theirs).mean(axis=0)
+        number = len(self.known)
+        variance = self._variances(lens)
         some = variance > 1e-18 * max(float(variance.max(initial=0.0)), np.finfo(float).tiny)
-        if len(theirs) <= 2 * lens.shape[1] or not some.any():
+        if number <= 2 * lens.shape[1] or not some.any():
             return everything
         ours = own.squares(lens) / own.n + np.square((own.mean - self._middle) @ lens)
-        chance = _ALIKE * (np.sqrt(2 / own.n) + np.sqrt(2 / len(theirs)))
+        chance = _ALIKE * (np.sqrt(2 / own.n) + np.sqrt(2 / number))
         if (ours[some] <= (1 + chance) * variance[some]).all():
             return everything
         middle, axes = self._middle.astype(rows.dtype), lens[:, some]
         scores = ((rows - middle) @ axes.astype(rows.dtype)).astype(np.float64)
-        return examine(scores, self.eps, len(rows), theirs[:, some]).inside
+        return examine(scores, self.eps, len(rows), projected(self.known, self._middle, axes)).inside
+
+    def _variances(self, lens: np.ndarray) -> np.ndarray:
+        """(p,) of the sample along the columns of `lens` (d, p)."""
+        if self._scatter.narrow:  # a small matrix knows them
+            return self._scatter.squares(lens) / max(self._scatter.n, 1)
+        return np.square(projected(self.known, self._middle, lens)).mean(axis=0)
+
+    @cached_property
+    def _scatter(self) -> Factor:
+        return factor_of_rows(self.known.astype(np.float64), self.rank, self.center)
 
     @cached_property
     def _middle(self) -> np.ndarray:
-        return self.known.mean(axis=0) if self.center else np.zeros(self.known.shape[1])
+        return self.known.mean(axis=0, dtype=np.float64) if self.center else np.zeros(self.known.shape[1])
+
+
+def projected(rows: np.ndarray, middle: np.ndarray, lens: np.ndarray) -> np.ndarray:
+    """(m, p) in float64 of rows (m, d) about a middle (d,), along the columns of `lens` (d, p)."""
+    return np.concatenate([(slab - middle) @ lens for slab in slabs(rows)])

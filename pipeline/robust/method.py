@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from pipeline.fold import Fold
-from pipeline.folds.rowmaps import Pulled, RowMap, Sieve, standardised
+from pipeline.folds.rowmaps import Pulled, RowMap, Sieve, slabs, standardised
 from pipeline.matrix import Matrix
 from pipeline.solvers import Settings, Solver
 from pipeline.solvers.gram import Gram
@@ -141,9 +141,15 @@ def factor_of(X: Matrix, present: np.ndarray) -> np.ndarray:
 
 def looked(subspace: Subspace, rows: np.ndarray) -> np.ndarray:
     """(m, k + 1) scores of rows on all components, and their distances from the subspace, in weighted, scaled units."""
-    z = standardised(rows, subspace.offset, subspace.factor)
-    basis = subspace.basis.astype(z.dtype)
-    scores = z @ basis.T
-    rest = z - scores @ basis
-    distance = np.sqrt(np.einsum("ij,ij->i", rest, rest, dtype=np.float64))
-    return np.column_stack([scores.astype(np.float64), distance])
+    found = np.empty((len(rows), subspace.k + 1))
+    start = 0
+    for slab in slabs(rows):
+        z = standardised(slab, subspace.offset, subspace.factor)
+        basis = subspace.basis.astype(z.dtype)
+        scores = z @ basis.T
+        z -= scores @ basis
+        stop = start + len(z)
+        found[start:stop, :-1] = scores
+        found[start:stop, -1] = np.sqrt(np.einsum("ij,ij->i", z, z, dtype=np.float64))
+        start = stop
+    return found

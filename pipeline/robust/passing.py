@@ -19,8 +19,8 @@ from pipeline.kernels.factor import Factor, directions, factor_of_rows
 from pipeline.kernels.rank import Rank
 from pipeline.kernels.robust import center_and_spread, filter_tolerance
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.robust.filter import filtered, sifted, verified
-from pipeline.robust.gauge import Block, Gauge
+from pipeline.robust.filter import allowed_share, filtered, forgiven, sifted, verified
+from pipeline.robust.gauge import Block, Gauge, projected
 from pipeline.robust.method import Certificate, Found, Options, looked
 from pipeline.solvers import Settings
 from pipeline.solvers.solver import Answer
@@ -53,7 +53,11 @@ class Reservoir:
 
     def joined(self, other: Reservoir, size: int) -> Reservoir:
         """The sample of both streams."""
-        keys, rows = np.concatenate([self.keys, other.keys]), np.concatenate([self.rows, other.rows])
+        if not len(self.keys) or not len(other.keys):
+            some = other if len(other.keys) else self
+            keys, rows = some.keys, some.rows
+        else:
+            keys, rows = np.concatenate([self.keys, other.keys]), np.concatenate([self.rows, other.rows])
         if len(keys) > size:
             least = np.sort(np.argpartition(keys, size - 1)[:size])
             keys, rows = keys[least], rows[least]
@@ -122,7 +126,7 @@ def begun(X: Matrix, settings: Settings, options: Options) -> StreamState:
     if k > d:
         raise InputError(f"n_components={k} is more than the {d} features: ask for fewer")
     size = max(20 * (k + 10), min(_ROWS, _BYTES // (8 * max(d, 1))))
-    rank = min(d, max(_MORE_RANK * (k + 10), 64))
+    rank = min(d, max(_MORE_RANK * (k + 10), 48))
     return StreamState(d, k, options.eps, bool(options.center), settings.seed, size, rank)
 
 
@@ -143,14 +147,12 @@ def absorbed(state: StreamState, z: np.ndarray, start: int | None = None) -> Str
 
 def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
     """As long as the sample holds all rows, it is all there is; then it is filtered, and all rows held against it."""
-    rows = np.concatenate([state.sample.rows.reshape(-1, state.width), z.astype(np.float64)])
-    keys = np.concatenate([state.sample.keys, keys])
     seen = state.seen + len(z)
+    held = state.sample.joined(Reservoir(keys, z), seen)
     if seen <= state.size:
-        return replace(state, seen=seen, sample=Reservoir(keys, rows))
-    state = replace(state, sample=Reservoir(np.zeros(0), rows[:0]).joined(Reservoir(keys, rows), state.size))
-    state = _with_cuts(state)
-    found = gauge_of(state).block(rows)
+        return replace(state, seen=seen, sample=held)
+    state = _with_cuts(replace(state, sample=Reservoir(keys[:0], z[:0]).joined(held, state.size)))
+    found = gauge_of(state).block(held.rows)
     return replace(state, seen=seen, kept=found.kept, looked_at=seen, factor=found.factor)
 
 
@@ -169,7 +171,7 @@ def gauge_of(state: StreamState) -> Gauge:
 def absorbed_block(state: StreamState, gauge: Gauge, z: np.ndarray, keys: np.ndarray) -> Passed:
     """What a block adds to a state."""
     drawn = keys < state.sample.keys.max(initial=0.0)
-    return Passed(Reservoir(keys[drawn], z[drawn].astype(np.float64)), gauge.block(z))
+    return Passed(Reservoir(keys[drawn], z[drawn]), gauge.block(z))
 
 
 def passed(state: StreamState, found: Passed) -> StreamState:
@@ -198,9 +200,15 @@ class Passed:
 
 
 def _with_cuts(state: StreamState) -> StreamState:
-    """The state with cuts from its sample as it is now."""
+    """The state with cuts from its sample as it is now: those that it has, where they do, else new ones."""
+    rows, how = state.sample.rows, (state.k, state.eps, state.center, state.seed)
     try:
-        _, _, found = sifted(state.sample.rows, state.k, state.eps, state.center, state.seed)
+        if state.cuts and not state.pulled:
+            *_, found = sifted(rows, *how, Sieve(state.cuts))
+            few = 1 - found.total / len(rows) <= allowed_share(state.eps, len(rows))
+            if few and not found.sieve.cuts and not found.pulled:
+                return state
+        *_, found = sifted(rows, *how)
     except InputError:  # nothing varies so far, or nothing but rows that lie
         return replace(state, cuts=(), pulled=())
     return replace(state, cuts=found.sieve.cuts, pulled=found.pulled)
@@ -226,7 +234,7 @@ def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> floa
     many = state.k + 10
     ours, theirs = directions(factor.rows(many)), factor_of_rows(rows, state.k, state.center)
     lens = np.linalg.qr(np.vstack([ours, directions(theirs.rows(state.k))]).T)[0]
-    scores = (rows - factor.mean) @ lens
+    scores = projected(rows, factor.mean, lens)
     _, spread = center_and_spread(scores)
     variance = factor.squares(lens) / max(factor.n - 1, 1)
     seen = spread > 1e-9 * scores.std(axis=0)
@@ -288,7 +296,7 @@ def _certificate(state: StreamState, removed: float) -> Certificate:
     known = gauge_of(state).known
     most = filter_tolerance(state.eps, len(known))
     ratio = _contradiction(state, state.factor, known)
-    allowed = 1.5 * state.eps + 2 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
+    allowed = forgiven(state.eps) + 1.5 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
     text = f"{100 * removed:.2f} % of {state.seen} rows were cut off in one pass"
     if state.restarts:
         text += f", which began again {state.restarts} times, as the sample of all rows contradicted what had been kept"

@@ -13,7 +13,9 @@ from pipeline.driver import check_entries
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold
 from pipeline.folds.rowmaps import Collected, Drawn, Filled, RowMap, Sieve, Through, collected
+from pipeline.kernels.blocks import check_energy
 from pipeline.kernels.robust import center_and_spread, tail_cutoff
+from pipeline.labels import Labels
 from pipeline.matrix import Matrix
 from pipeline.robust.cuts import written_cuts
 from pipeline.robust.filter import bent, check_enough
@@ -50,6 +52,7 @@ class Robust:
 
     name: ClassVar[str] = "robust"
     exact: ClassVar[bool] = False
+    fillings: ClassVar[tuple[str, ...]] = ("mean",)
 
     def cost(self, X: Matrix) -> Cost:
         cost = self.method.cost(X)
@@ -84,7 +87,7 @@ class Robust:
         try:
             return self._stepped(X, state, summary)
         except NonfiniteError as error:  # in rows that were gathered: in blocks the driver looks up the place
-            check_entries(X)
+            check_entries(X, fillings=self.fillings)
             raise InputError(f"{X.name}: {error}") from error
 
     def _stepped(self, X: Matrix, state: RobustState, summary: Any) -> RobustState:
@@ -120,7 +123,7 @@ class Robust:
 
     def concluded(self, X: Matrix, found: Found) -> Subspace:
         """The subspace with cut-offs of the scores and the certificate in its provenance."""
-        subspace, sample = found.subspace, found.sample
+        subspace, sample = replace(found.subspace, features=X.features), found.sample
         assert sample is not None
         if not found.measured:
             subspace, sample = measured(subspace, sample)
@@ -158,6 +161,8 @@ class Robust:
             rows = np.nan_to_num(start.sample)
             if not np.ptp(rows, axis=0).any():
                 raise InputError(f"the rows of {X.name} are all the same: there is no direction in which they vary")
+            with np.errstate(over="ignore"):
+                check_energy(float(np.square(rows - rows[0]).sum()))
         seen = self._seen(X, start)
         return RobustState(start, self.method.begin(seen, start, self._maps(start)))
 
@@ -165,7 +170,9 @@ class Robust:
         return () if start.fill is None else (Filled(start.fill),)
 
     def _seen(self, X: Matrix, start: Start) -> Matrix:
-        """The matrix as the method sees it: a robust scale is one with the weights of the features."""
+        """The matrix as the method sees it: without names, as a state is made of numbers, and a robust scale is one
+        with the weights of the features."""
+        X = replace(X, features=Labels.plain("feature", X.shape[1]))
         if start.scale is None:
             return X
         weights = np.nan_to_num(1 / start.scale, nan=1.0)

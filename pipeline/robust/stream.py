@@ -9,13 +9,13 @@ three times as long as all before it, the cuts are made anew, and a factor that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.folds.rowmaps import RowMap, Sieve, standardised
+from pipeline.folds.rowmaps import RowMap, Sieve, collected, standardised
 from pipeline.matrix import Matrix
 from pipeline.robust.filter import check_enough
 from pipeline.robust.gauge import Gauge
@@ -53,14 +53,17 @@ class Stage:
     side: int = ROWS
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Any, scratch: dict[str, np.ndarray]) -> Any:
-        rows = np.arange(*at) + self.span[0]
+        rows = np.arange(*at)
         for apply in self.maps:
             x, rows = apply(x, rows)
         if not len(x):
             return held
         if self.gauge is None:  # which features have values at all is seen when all of them are here
-            return [*(held or []), (int(rows[0]), x.astype(np.float64) * self.factor, rows)]
-        z = standardised(x, np.zeros(x.shape[1]), self.factor)
+            return [*(held or []), (int(rows[0]), x * self.factor.astype(x.dtype))]
+        if (self.factor == 1).all() and np.isfinite(x).all():
+            z = x
+        else:
+            z = standardised(x, np.zeros(x.shape[1]), self.factor)
         found = absorbed_block(self.state, self.gauge, z, keys_of(self.state, rows))
         return found if held is None else held.joined(found, self.state)
 
@@ -88,7 +91,7 @@ class Stream:
 
     settings: Settings
     options: Options
-    told: Callable[[StreamState], None] | None = None
+    told: Callable[[StreamState], None] | None = field(default=None, compare=False)
     """Who is told the last state, so that the stream can go on."""
     name: ClassVar[str] = "stream"
 
@@ -120,10 +123,9 @@ class Stream:
     def step(self, X: Matrix, state: Reading, summary: Any) -> Reading:
         at, present = state.state, state.present
         if at.factor is None:
-            parts = sorted(summary or [], key=lambda part: part[0])
-            z = np.concatenate([part for _, part, _ in parts]) if parts else np.zeros((0, X.shape[1]))
+            z = collected(summary, X.shape[1])
             present = np.asarray(~np.isnan(z).all(axis=0)) if len(z) else np.ones(X.shape[1], bool)
-            at = absorbed(at, np.where(present, z, 0.0))
+            at = absorbed(at, z if present.all() else np.where(present, z, 0))
         elif summary is not None:
             at = passed(at, summary)
         n = X.shape[0]

@@ -1,6 +1,7 @@
 """Dataclasses of arrays as plain JSON and named arrays, and back: what a checkpoint holds. Nothing is pickled.
 
-Only dataclasses of this package that are imported already come back: bytes from outside name no code that would run.
+Only dataclasses and named tuples of this package that are imported already come back: bytes from outside name no code
+that would run.
 
 >>> tree, arrays = pack({"a": np.ones(2), "n": (1, 2.5)})
 >>> unpack(tree, arrays)["n"], list(arrays)
@@ -55,14 +56,14 @@ def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         arrays[name] = value
         return {"array": name}
     inside = f"{path}." if path else ""
+    if not isinstance(value, type) and _ours(type(value)):
+        parts = {name: _packed(getattr(value, name), f"{inside}{name}", arrays) for name in _names(value)}
+        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": parts}
     if isinstance(value, tuple | list):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_packed(v, f"{inside}{i}", arrays) for i, v in enumerate(value)]}
     if isinstance(value, Mapping):
         return {"dict": {_name(k): _packed(v, f"{inside}{k}", arrays) for k, v in value.items()}}
-    if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.split(".")[0] == _PACKAGE:
-        parts = {f.name: _packed(getattr(value, f.name), f"{inside}{f.name}", arrays) for f in fields(value)}
-        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": parts}
     if isinstance(value, type) and issubclass(value, np.generic):
         return {"dtype": np.dtype(value).str}
     raise TypeError(f"{path} is a {type(value).__name__}: a state is made of numbers, arrays and our own dataclasses")
@@ -92,9 +93,20 @@ def _unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 def _class(name: str) -> Any:
     module, _, attribute = name.partition(":")
     found = getattr(sys.modules.get(module), attribute, None) if module.split(".")[0] == _PACKAGE else None
-    if not (isinstance(found, type) and is_dataclass(found) and found.__module__ == module):
+    if not (isinstance(found, type) and _ours(found) and found.__module__ == module):
         raise StoreError(f"the state needs {name!r}, which is no dataclass of this version of the package")
     return found
+
+
+def _ours(kind: type) -> bool:
+    """Whether it is a dataclass, or a named tuple, of this package."""
+    named = is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+    return named and kind.__module__.split(".")[0] == _PACKAGE
+
+
+def _names(value: Any) -> list[str]:
+    """The parts of a state; what does not count when two are compared is none, and comes back as its default."""
+    return [f.name for f in fields(value) if f.compare] if is_dataclass(value) else list(value._fields)
 
 
 def _name(key: Any) -> str:
