@@ -62,7 +62,7 @@ def weights_change(A: sp.csr_array, n: int, d: int, step: int) -> Iterator[Act]:
     for _ in range(n, A.shape[0], step):
         at = rng.choice(n, step, replace=False)
         left = sp.csc_array((np.ones(step), (at, np.arange(step))), (n, step))
-        yield "change", (left, sp.csc_array((0.1 * (A[rng.permutation(at), :d] - A[at, :d])).T))
+        yield "change", (left, sp.csc_array((0.1 * (A[rng.choice(n, step), :d] - A[at, :d])).T))
 
 
 def after(start: sp.csr_array, acts: list[Act]) -> sp.csr_array:

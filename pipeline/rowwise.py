@@ -225,7 +225,8 @@ def written(X: Matrix, function: RowFunction, out: str | PathLike[str], overwrit
     StoreError
         When it exists or cannot be written; nothing half-made is left.
 
-    A run that was killed has left a hidden folder beside `out`: the same call goes on where it ended.
+    A run that was killed has left a hidden folder beside `out`: the same call goes on where it ended, except from Dask
+    arrays, of which nobody knows without computing them whether they are the same.
     """
     if not isinstance(out, str | PathLike) or "://" in fspath(out):
         raise InputError(f"out={out!r}: give a path on a local disk")

@@ -220,6 +220,16 @@ def test_zarr(stored: Any, reference: dict[str, np.ndarray]) -> None:
     check(PCA(n_components=3).fit(stored), stored, reference, np.ndarray)
 
 
+@pytest.mark.parametrize("entry", [">f4", ">f8", ">i2"])
+def test_stores_in_the_byte_order_of_other_machines(entry: str, tmp_path: Path) -> None:
+    values = (9 * rows()).astype(entry)
+    zarr.create_array(tmp_path / "array.zarr", data=values, chunks=(9, 5))
+    xr.Dataset({"a": (("t", "x"), values)}).to_zarr(tmp_path / "group.zarr", consolidated=False)
+    expected = PCA(3).fit(values.astype(np.float64))
+    for source in (tmp_path / "array.zarr", tmp_path / "group.zarr"):
+        np.testing.assert_allclose(PCA(3).fit(source).singular_values_, expected.singular_values_, rtol=1e-5)
+
+
 def test_float32_in_float32_out(tmp_path: Path) -> None:
     cube = field(rows().astype(np.float32))
     where = tmp_path / "data.zarr"

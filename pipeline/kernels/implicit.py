@@ -89,7 +89,7 @@ class ImplicitBlock(Protocol):
 def as_scipy(block: Any) -> Any:
     """An array of pydata's `sparse` as one of scipy's, which knows neither float16 nor other machines' byte order."""
     dtype = np.dtype(np.float32) if block.dtype == np.float16 else block.dtype.newbyteorder("=")
-    return block.astype(dtype).to_scipy_sparse()
+    return block.astype(dtype, copy=False).to_scipy_sparse()
 
 
 def as_compressed(block: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import prod
@@ -35,6 +37,7 @@ from pipeline.store.read import is_objects, open_store
 __all__ = ["Opened", "open_source", "unmasked"]
 
 Names = str | Sequence[str]
+_FOREIGN = ">" if sys.byteorder == "little" else "<"
 
 
 @dataclass(frozen=True)
@@ -127,18 +130,35 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
     if is_objects(where):
         where = open_store(name)
     # A store that the user made is read through its own methods; zarrs goes to the files.
-    with zarr.config.set({} if isinstance(where, Store) else _decoder()):
-        try:
-            # Nothing is written; but "r" would put a copy in the place of a writable store that the user made.
-            node = zarr.open(where, mode="r+" if isinstance(where, Store) and not where.read_only else "r")
-        except Exception as error:
-            raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
-        check_trusted(node, name)
+    settings = {} if isinstance(where, Store) else _decoder()
+    node = _node(where, name, settings)
+    check_trusted(node, name)
+    if settings and _is_foreign(node):
+        settings = {}
+        node = _node(where, name, settings)
+    with zarr.config.set(settings):
         if isinstance(node, zarr.Group):
             return _group_fields(node, variable, name)
     if variable is not None:
         raise InputError(f"variable={variable!r}: {name} is an array, not a group")
     return [replace(_bare(node), name=name)], name
+
+
+def _node(where: str | PathLike[str] | Store, name: str, settings: dict[str, Any]) -> zarr.Array[Any] | zarr.Group:
+    with zarr.config.set(settings):
+        try:
+            # Nothing is written; but "r" would put a copy in the place of a writable store that the user made.
+            return zarr.open(where, mode="r+" if isinstance(where, Store) and not where.read_only else "r")
+        except Exception as error:
+            raise StoreError(f"{name} is not a Zarr array or group that can be read ({_first_line(error)})") from error
+
+
+def _is_foreign(node: zarr.Array[Any] | zarr.Group) -> bool:
+    """Whether entries are in the byte order of other machines, which zarrs does not know."""
+    with suppress(Exception):  # what is damaged is named where it is asked for
+        arrays = [array for _, array in node.arrays()] if isinstance(node, zarr.Group) else [node]
+        return any(np.dtype(array.dtype).byteorder == _FOREIGN for array in arrays)
+    return False
 
 
 def _decoder() -> dict[str, Any]:
