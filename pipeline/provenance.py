@@ -29,7 +29,7 @@ def provenance(
     seen = list(found.provenance.get("seen") or [])
     content = {"content": Content.of(seen[-1]).id} if seen else {}
     if seen:
-        seen[-1] = {**seen[-1], **whereabouts(X, X.shape[0])}
+        seen[-1] = {**whereabouts(X, X.shape[0]), **seen[-1]}  # an update knows better where its rows begin
     story = {
         "method": method,
         "parameters": {name: plain(value) for name, value in parameters.items()},
