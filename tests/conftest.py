@@ -1,14 +1,19 @@
-"""What several modules of tests share: a real browser."""
+"""What several modules of tests share: a real browser, real object stores."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+
+from tests.servers import KEYS, SERVERS, Buckets, object_store
 
 _FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
 _OFFLINE = ("disable-background-networking", "disable-component-update")
@@ -43,3 +48,28 @@ def picture(browser: Any) -> Callable[[str], None]:
             browser.save_screenshot(str(Path(kept) / f"{name}.png"))
 
     return keep
+
+
+@pytest.fixture(scope="session")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The address of each server, which is started when it is first asked for."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(object_store(SERVERS[name], tmp_path_factory.mktemp(name))))
+
+
+@pytest.fixture
+def bucket(addresses: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Buckets:
+    """Where to put the next model of a server, which the environment names from now on."""
+
+    def place(name: str) -> str:
+        for key, value in {**KEYS, "AWS_ENDPOINT_URL": addresses(name)}.items():
+            monkeypatch.setenv(key, value)
+        return f"s3://models/{uuid4().hex}"
+
+    return place
+
+
+@pytest.fixture(params=SERVERS)
+def s3(request: pytest.FixtureRequest, bucket: Buckets) -> str:
+    """A place in each server."""
+    return bucket(request.param)

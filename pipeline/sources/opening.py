@@ -29,6 +29,7 @@ from pipeline.sources.picked import Picked
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
 from pipeline.sources.trust import check_trusted
+from pipeline.urls import is_objects, open_url
 
 __all__ = ["Opened", "open_source", "unmasked"]
 
@@ -120,8 +121,10 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
     local = not isinstance(where, Store) and "://" not in name
     if local and not Path(name).exists():
         raise InputError(f"{name} does not exist")
-    # Workers may have another current directory, where chunks that are not there would be empty ones.
-    where = Path(name).absolute() if local else where
+    if local:  # workers may have another current directory, where chunks that are not there would be empty ones
+        where = Path(name).absolute()
+    elif not isinstance(where, Store) and is_objects(name):
+        where = open_url(name)
     # A store that the user made is read through its own methods; zarrs goes to the files.
     with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:

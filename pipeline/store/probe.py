@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.store.read import OBJECTS, Place, locate, open_store
+from pipeline.store.read import Place, locate, open_store
+from pipeline.urls import is_objects
 
 __all__ = ["ABILITIES", "probe"]
 
@@ -39,7 +40,7 @@ def probe(place: Place) -> dict[str, str]:
     told = {}
     try:
         if acts is None:
-            objects = str(located).split("://")[0] in OBJECTS
+            objects = is_objects(str(located))
             store = open_store(located.removeprefix("icechunk:") if isinstance(located, str) else located, False)
             acts = _Objects(store) if objects and hasattr(store, "store") else _Other(store)
     except Exception as error:
