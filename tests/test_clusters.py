@@ -139,6 +139,42 @@ def test_the_manifest_of_kubernetes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "more", [{}, {"resources": {"limits": {"memory": "4Gi"}}, "env": {"A": "1"}, "namespace": "n"}]
+)
+def test_the_operator_takes_the_manifest(more: dict[str, Any], tmp_path: Path) -> None:
+    """It fits the definition that comes with the operator, which drops whatever it does not know."""
+    operator, jsonschema = pytest.importorskip("dask_kubernetes.operator"), pytest.importorskip("jsonschema")
+    crds = Path(operator.__file__).parent / "deployment/helm/dask-kubernetes-operator/crds/daskcluster.yaml"
+    (version,) = yaml.safe_load(crds.read_text())["spec"]["versions"]
+    checked = jsonschema.Draft7Validator(closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+    made = without_nulls(yaml.safe_load(shown({**POD, **more}, tmp_path)))
+    assert made["apiVersion"].endswith(f"/{version['name']}")
+    assert not [error.message for error in checked.iter_errors(made["spec"])]
+    made["spec"]["worker"]["spec"]["containers"][0]["imagine"] = "b"
+    assert [list(error.path)[-1] for error in checked.iter_errors(made["spec"])] == [0]
+
+
+def without_nulls(made: Any) -> Any:
+    """As Kubernetes takes it: what is null is not there."""
+    if isinstance(made, list):
+        return [without_nulls(part) for part in made]
+    return {k: without_nulls(v) for k, v in made.items() if v is not None} if isinstance(made, dict) else made
+
+
+def closed(schema: Any) -> Any:
+    """A schema of Kubernetes that takes no other keys than it names."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(part) for key, part in schema.items()}
+    named = isinstance(schema.get("properties"), dict) and schema["properties"].keys() != {"type"}
+    if schema.get("type") == "object" and named and "x-kubernetes-preserve-unknown-fields" not in schema:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+@pytest.mark.parametrize(
     ("settings", "module", "extra"),
     [
         ({"kind": "slurm", **QUEUE}, "dask_jobqueue", "jobqueue"),
