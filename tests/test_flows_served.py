@@ -100,7 +100,7 @@ class Served:
 
     def switch(self, flow: str, on: bool) -> None:
         """Let its schedule go on or not, as the switch on the page does."""
-        (found,) = self.ask("deployments/filter", deployments={"name": {"any_": [flow]}})
+        (found,) = self.until(lambda: self.ask("deployments/filter", deployments={"name": {"any_": [flow]}}))
         act = "resume" if on else "pause"
         self.until(lambda: self.ask(f"deployments/{found['id']}/{act}_deployment") or True)
 

@@ -44,8 +44,8 @@ class Kubernetes(ClusterSpec):
     def client(self, stays: bool = False) -> Iterator[Client]:
         """Make the resource, or connect to it where it is there; one that stays goes when it has been idle."""
         operator = needed("dask_kubernetes.operator", "kubernetes")
-        options = {"custom_cluster_spec": self._resource(operator), "namespace": self.namespace}
-        options |= {"quiet": True, "shutdown_on_close": not stays}
+        resource = {"custom_cluster_spec": self._resource(operator), "namespace": self.namespace}
+        options: dict[str, Any] = {**resource, "quiet": True, "shutdown_on_close": not stays}
         with started("kubernetes", operator.KubeCluster, **options) as cluster, client_of(cluster) as client:
             yield client
 
