@@ -41,10 +41,12 @@ doctest: $(READY)  ## the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules pipeline
 
 bench: $(READY)  ## side by side with the peers, in minutes; SIZE=full for hours
+	$(BIN)/python -m pip install --quiet -e '.[test,fast,bench]'
 	$(BIN)/python -m benchmarks --size $(or $(SIZE),small)
 
 chaos: $(READY)  ## faults by the hundred, in minutes; prints the figures of docs/reliability.md
-	CHAOS_EXAMPLES=20 $(BIN)/python -m pytest -q tests/test_store_machine.py tests/test_hostile.py
+	CHAOS_EXAMPLES=20 $(BIN)/python -m pytest -q tests/test_store_machine.py tests/test_hostile.py tests/test_invariance.py tests/test_history.py \
+		-k "TestStore or hostile or any_relation or lost or moves or reading_while or who_reads"
 	$(BIN)/python -m tests.chaos
 
 clean:  ## remove .venv, caches and products

@@ -1,18 +1,25 @@
-"""Us and the peers: functions from a stored matrix to eigenvalues of the scatter and components, one a process."""
+"""Us and the peers: functions from a stored matrix to eigenvalues of the scatter and components, one a process.
+
+A process first imports what its contender needs, and the seconds after that are told apart.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["CONTENDERS", "suits"]
+__all__ = ["CONTENDERS", "HEADLINE", "suits"]
 
 Answer = tuple[np.ndarray, np.ndarray]
 
@@ -126,6 +133,26 @@ def sklearn_incremental(path: str, k: int, kind: str, limit: str) -> Answer:
     return model.singular_values_**2, model.components_
 
 
+def plink2(path: str, k: int, kind: str, limit: str) -> Answer:
+    """PLINK 2's randomized PCA, from its own format, which the clock does not see it get.
+
+    Its variant weights are the components up to their length, and its eigenvalues those of the scatter over d.
+    """
+    from benchmarks.shapes import Genotypes
+
+    d, bed = Genotypes.sizes(Path(path))[1], Genotypes.bed(Path(path))
+    with tempfile.TemporaryDirectory() as place:
+        out = f"{place}/pca"
+        task = ["plink2", "--bfile", str(bed), "--pca", "approx", "allele-wts", str(k), "--out", out, "--threads", "2"]
+        subprocess.run([*task, "--seed", "0"], check=True, stdout=subprocess.DEVNULL)
+        values = np.loadtxt(f"{out}.eigenval") * d
+        with open(f"{out}.eigenvec.allele") as table:
+            first = table.readline().split().index("PC1")
+            weights = np.loadtxt(table, usecols=range(first, first + k))
+    weights = weights[:: len(weights) // d]  # of one allele of each variant
+    return values, (weights / np.linalg.norm(weights, axis=0)).T
+
+
 def _in_memory(path: str, kind: str) -> Any:
     import zarr
 
@@ -177,13 +204,36 @@ CONTENDERS: dict[str, Callable[[str, int, str, str], Answer]] = {
     "scikit-learn randomized": sklearn_randomized,
     "scikit-learn ARPACK": sklearn_arpack,
     "scikit-learn IncrementalPCA": sklearn_incremental,
+    "PLINK2 approx": plink2,
+}
+HEADLINE = (
+    "dask-ml PCA full",
+    "svd_compressed QR 2",
+    "scikit-learn covariance",
+    "scikit-learn randomized",
+    "scikit-learn ARPACK",
+    "PLINK2 approx",
+)
+"""The peers that come nearest on some shape."""
+_IMPORTS = {
+    "ours": ("pipeline.estimators.pca", "distributed"),
+    "dask-ml": ("dask_ml.decomposition", "distributed"),
+    "svd_compressed": ("dask.array", "distributed"),
+    "xeofs": ("xeofs.single", "distributed"),
+    "scikit-learn": ("sklearn.decomposition", "zarr"),
+    "PLINK2": ("benchmarks.shapes",),
 }
 _SPARSE = {"ours", "scikit-learn covariance", "scikit-learn ARPACK"}
 _BOUNDED = {"ours", "dask-ml PCA full", "dask-ml PCA randomized", "svd_compressed QR 2"}
+_DENSE_SCATTER = 20_000  # features from which on it leaves no memory to anybody else
 
 
-def suits(name: str, kind: str, limit: str | None) -> bool:
+def suits(name: str, kind: str, limit: str | None, d: int) -> bool:
     """Whether a contender can be asked at all: most know no sparse matrices, and few a bound on memory."""
+    if name == "scikit-learn covariance" and d > _DENSE_SCATTER:
+        return False
+    if name == "PLINK2 approx":
+        return "genotypes" in kind and shutil.which("plink2") is not None
     if kind.startswith("sparse"):
         return name in _SPARSE
     if limit:
@@ -193,6 +243,10 @@ def suits(name: str, kind: str, limit: str | None) -> bool:
 
 def main(name: str, path: str, k: str, kind: str, limit: str, out: str) -> None:
     """Run one contender in this process and save its answer with the seconds that it took."""
+    for prefix, modules in _IMPORTS.items():
+        if name.startswith(prefix):
+            for module in modules:
+                import_module(module)
     started = time.perf_counter()
     values, components = CONTENDERS[name](path, int(k), kind, limit)
     seconds = time.perf_counter() - started

@@ -16,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 __all__ = ["SHAPES", "Genotypes", "Shape", "Sparse"]
 
 _RANK = 100
+_STRIP = 500  # rows that are drawn at a time, so that the entries do not depend on the chunks
 _SQUARE = 8_000  # a scatter matrix up to this side is factorised whole
 
 
@@ -45,10 +46,15 @@ class Shape:
         basis = np.linalg.qr(rng.standard_normal((self.d, _RANK)))[0].astype("f4")
         sizes = (1 / np.arange(1, _RANK + 1)).astype("f4")
         z = zarr.create_array(path, shape=(self.n, self.d), chunks=self.chunks, dtype="f4", overwrite=True)
-        for start in range(0, self.n, self.chunks[0]):
-            m = min(self.chunks[0], self.n - start)
+
+        def strip(start: int, stop: int) -> np.ndarray:
+            m = min(_STRIP, stop - start)
             rows = (rng.standard_normal((m, _RANK), dtype="f4") * sizes) @ basis.T
-            z[start : start + m] = rows + self.noise * rng.standard_normal((m, self.d), dtype="f4") + 1
+            return rows + self.noise * rng.standard_normal((m, self.d), dtype="f4") + 1
+
+        for start in range(0, self.n, self.chunks[0]):
+            stop = min(start + self.chunks[0], self.n)
+            z[start:stop] = np.concatenate([strip(a, stop) for a in range(start, stop, _STRIP)])
 
     def blocks(self, folder: Path) -> Iterator[Any]:
         """The rows as what is analysed, in order, before centring."""
@@ -62,7 +68,7 @@ class Shape:
 
     def exact(self, folder: Path, k: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Leading k + 1 eigenvalues of the scatter, k eigenvectors (k, d), and the trace, in float64."""
-        saved = folder / f"{self.store(folder).stem}.exact.npz"
+        saved = folder / f"{self.kind.replace(' ', '-')}-{self.n}x{self.d}.exact.npz"  # the same for all chunks
         if not saved.exists():
             mean, scale = self.standard(folder)
             find = self._whole if min(self.n, self.d) <= _SQUARE else self._iterated
@@ -123,6 +129,31 @@ class Genotypes(Shape):
         mean, _ = super().standard(folder)
         variance = mean * (1 - mean / 2)
         return mean, np.sqrt(np.where(variance > 0, variance, 1.0))
+
+    @staticmethod
+    def sizes(path: Path) -> tuple[int, int]:
+        """Samples and variants of a store."""
+        return zarr.open_array(path, mode="r").shape
+
+    @classmethod
+    def bed(cls, path: Path) -> Path:
+        """The same as files of PLINK 1 beside the store, written if they are not there yet: their path without ending.
+
+        A variant is a run of two bits a sample: 0 for two counted alleles, 2 for one, 3 for none.
+        """
+        prefix, (n, d) = path.with_suffix(""), cls.sizes(path)
+        if prefix.with_suffix(".fam").exists():
+            return prefix
+        z, coded = zarr.open_array(path, mode="r"), np.array([3, 2, 0], np.uint8)
+        with prefix.with_suffix(".bed").open("wb") as bed:
+            bed.write(bytes([0x6C, 0x1B, 0x01]))
+            for start in range(0, d, z.chunks[1]):
+                codes = np.zeros((min(z.chunks[1], d - start), -(-n // 4) * 4), np.uint8)
+                codes[:, :n] = coded[z[:, start : start + len(codes)]].T
+                bed.write(sum(codes[:, i::4] << 2 * i for i in range(4)).tobytes())
+        prefix.with_suffix(".bim").write_text("".join(f"1\tv{j}\t0\t{j + 1}\tA\tC\n" for j in range(d)))
+        prefix.with_suffix(".fam").write_text("".join(f"s{i}\ts{i}\t0\t0\t0\t-9\n" for i in range(n)))
+        return prefix
 
 
 @dataclass(frozen=True)

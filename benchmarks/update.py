@@ -1,15 +1,16 @@
 """Updates against each other and against fitting anew: `python -m benchmarks.update`.
 
 The matrix is sparse and of power-law degrees, as graphs and ratings are. No contender forms U diag(s) V^T: all see the
-change through products. Times are those of the updates alone; the residual is ||A v - s u|| / s for the matrix A of all
-that came, the median of the leading half of the components.
+change through products, and begin with the same triplets. Times are those of the updates alone, of one core, the
+contenders in turns; the residual is that of the triplets at the end in the matrix of all that came.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
+from benchmarks.classical import Brand, Triplet, ZhaSimon
 from pipeline import PCA
 from pipeline.evolving import EvolvingSVD
-from pipeline.kernels.updates import Triplet, brand_rows, zha_simon_change, zha_simon_rows
 
 
 def power_law(n: int, d: int, nnz: int, seed: int = 0) -> sp.csr_array:
@@ -30,25 +31,7 @@ def power_law(n: int, d: int, nnz: int, seed: int = 0) -> sp.csr_array:
     columns = (taste + 16 * (d // 16 * rng.power(0.35, nnz)).astype(int)).clip(0, d - 1)
     mixed = rng.random(nnz) < 0.3
     columns[mixed] = (d * rng.power(0.5, mixed.sum())).astype(int)
-    order = rng.permutation(n)
-    return sp.csr_array((np.ones(nnz), (order[rows], columns)), (n, d))
-
-
-class Classical:
-    """Whole dense factors, turned by a classical rule."""
-
-    def __init__(self, start: EvolvingSVD, rule: Callable[..., Triplet]) -> None:
-        self.u, self.s, self.v = start.left, start.singular_values, start.components.T
-        self.rule = rule
-
-    def add_rows(self, rows: Any) -> None:
-        self.u, self.s, self.v = self.rule(self.u, self.s, self.v, rows)
-
-    def change(self, left: Any, right: Any) -> None:
-        self.u, self.s, self.v = zha_simon_change(self.u, self.s, self.v, left, right)
-
-    def triplet(self) -> Triplet:
-        return self.u, self.s, self.v
+    return sp.csr_array((np.ones(nnz), (rng.permutation(n)[rows], rng.permutation(d)[columns])), (n, d))
 
 
 class Extended(EvolvingSVD):
@@ -58,70 +41,90 @@ class Extended(EvolvingSVD):
         return self.left, self.singular_values, self.components.T
 
 
-def rows_come(A: sp.csr_array, first: int, step: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    for start in range(first, A.shape[0], step):
-        yield "add_rows", (A[start : start + step],)
+Act = tuple[str, tuple[Any, ...]]
 
 
-def entries_come(A: sp.csr_array, steps: int, step: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Some rows after the others get new entries: left has a one in each of them, right their entries."""
-    n, d = A.shape
+def rows_come(A: sp.csr_array, n: int, d: int, step: int) -> Iterator[Act]:
+    """The rows of A after the first n, in batches."""
+    for start in range(n, A.shape[0], step):
+        yield "add_rows", (A[start : start + step, :d],)
+
+
+def columns_come(A: sp.csr_array, n: int, d: int, step: int) -> Iterator[Act]:
+    at = sp.csc_array(A)
+    for start in range(d, A.shape[1], step):
+        yield "add_columns", (at[:n, start : start + step],)
+
+
+def weights_change(A: sp.csr_array, n: int, d: int, step: int) -> Iterator[Act]:
+    """Rows lose a tenth of their weight, and get the entries of others for it."""
     rng = np.random.default_rng(1)
-    for _ in range(steps):
+    for _ in range(n, A.shape[0], step):
         at = rng.choice(n, step, replace=False)
-        left = sp.csr_array((np.ones(step), (at, np.arange(step))), (n, step))
-        yield "change", (left, sp.csr_array(sp.random_array((d, step), density=8 / d, rng=rng)))
+        left = sp.csc_array((np.ones(step), (at, np.arange(step))), (n, step))
+        yield "change", (left, sp.csc_array((0.1 * (A[rng.permutation(at), :d] - A[at, :d])).T))
 
 
-def raced(contender: Any, acts: Iterator[tuple[str, tuple[Any, ...]]]) -> float:
-    """Seconds of all updates."""
-    seconds = 0.0
+def after(start: sp.csr_array, acts: list[Act]) -> sp.csr_array:
+    """The matrix that all acts lead to."""
+    name = acts[0][0]
+    if name == "add_rows":
+        return sp.csr_array(sp.vstack([start, *(given[0] for _, given in acts)]))
+    if name == "add_columns":
+        return sp.csr_array(sp.hstack([start, *(given[0] for _, given in acts)]))
+    return sp.csr_array(start + sum(left @ right.T for _, (left, right) in acts))
+
+
+def raced(contenders: dict[str, Any], acts: list[Act]) -> dict[str, float]:
+    """Seconds of a core that all updates of each contender take; they take turns."""
+    seconds = dict.fromkeys(contenders, 0.0)
     for act, given in acts:
-        started = time.perf_counter()
-        getattr(contender, act)(*given)
-        seconds += time.perf_counter() - started
+        for name, contender in contenders.items():
+            started = time.process_time()
+            getattr(contender, act)(*given)
+            seconds[name] += time.process_time() - started
     return seconds
 
 
 def precision(A: sp.csr_array, found: Triplet) -> float:
+    """Median over the leading half of the components of the larger of |A v - s u| / s and |A^T u - s v| / s."""
     u, s, v = found
     half = max(s.size // 2, 1)
-    return float(np.median(np.linalg.norm(A @ v[:, :half] - u[:, :half] * s[:half], axis=0) / s[:half]))
+    u, s, v = u[:, :half], s[:half], v[:, :half]
+    sides = (np.linalg.norm(A @ v - u * s, axis=0), np.linalg.norm(A.T @ u - v * s, axis=0))
+    return float(np.median(np.maximum(*sides) / s))
 
 
-def sparse_race(n: int, d: int, k: int, updates: int, step: int) -> None:
-    A = power_law(n, d, 12 * n)
-    first = n - updates * step
-    print(f"\nsparse {n} x {d}, {A.nnz} entries, k = {k}: {updates} updates of {step} rows each")
-    print(f"{'rule':28s} {'rows: s':>9s} {'residual':>9s} {'entries: s':>11s} {'residual':>9s}")
-    start = EvolvingSVD(A[:first], k)
-    whole = EvolvingSVD(A, k)
-    base: dict[str, float] = {}
-    makers: dict[str, Callable[[EvolvingSVD, sp.csr_array], Any]] = {
-        "Zha and Simon 1999": lambda s, _: Classical(s, zha_simon_rows),
-        "Brand 2006, row by row": lambda s, _: Classical(s, brand_rows),
-        "extended decomposition": lambda s, B: Extended(B, k),
-    }
-    for name, make in makers.items():
-        contender = make(start, A[:first])
-        by_rows = raced(contender, rows_come(A, first, step))
-        residual = precision(A, contender.triplet())
-        told = f"{name:28s} {by_rows:9.2f} {residual:9.1e}"
-        if "Brand" not in name:
-            contender = make(whole, A)
-            by_entries = raced(contender, entries_come(A, updates, step))
-            changed = A
-            for _, (left, right) in entries_come(A, updates, step):
-                changed = changed + left @ right.T
-            told += f" {by_entries:11.2f} {precision(sp.csr_array(changed), contender.triplet()):9.1e}"
-            if base:
-                told += f"   {base['rows'] / by_rows:.0f} x and {base['entries'] / by_entries:.0f} x faster"
-            else:
-                base = {"rows": by_rows, "entries": by_entries}
-        print(told)
-    started = time.perf_counter()
-    anew = Extended(A, k)
-    print(f"{'once anew (ARPACK)':28s} {time.perf_counter() - started:9.2f} {precision(A, anew.triplet()):9.1e}")
+CHANGES = {"rows": rows_come, "columns": columns_come, "weights": weights_change}
+
+
+CHANGES = {"rows": rows_come, "columns": columns_come, "weights": weights_change}
+
+
+def sparse_race(n: int, d: int, nnz: int, k: int, updates: int, step: int) -> None:
+    """A line for each kind of change: what an update costs, and how far the result is from an exact one at the end."""
+    A = power_law(n, d, nnz)
+    n, d = n - updates * step, d - updates * step
+    start = A[:n, :d]
+    begun = Extended(start, k)
+    for change, come in CHANGES.items():
+        acts = list(come(A, n, d, step))
+        given = begun.triplet()
+        contenders = {"Zha-Simon": ZhaSimon(*given), "Brand": Brand(*given), "extended": deepcopy(begun)}
+        seconds = raced(contenders, acts)
+        whole = after(start, acts)
+        found = [precision(whole, contender.triplet()) for contender in contenders.values()]
+        zha_simon, brand, ours = (1e3 * seconds[name] / updates for name in contenders)
+        cells = [f"{A.shape[0]:,} x {A.shape[1]:,}", f"{A.nnz:,}", k, f"{updates} of {step}", change]
+        cells += [
+            f"{zha_simon:.1f}",
+            f"{brand:.1f}",
+            f"{ours:.2f}",
+            f"{zha_simon / ours:.1f} x",
+            f"{brand / ours:.1f} x",
+        ]
+        cells += [" / ".join(f"{residual:.1e}" for residual in found)]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def dense_race(n: int, d: int, k: int, updates: int) -> None:
@@ -147,12 +150,30 @@ def dense_race(n: int, d: int, k: int, updates: int) -> None:
     print(f"sine of the largest angle to the refit: worst {worst:.1e}; certified at the end: {bound:.1e}")
 
 
+SMALL = [(40_000, 30_000, 480_000, 32, 50, 10)]
+# Sizes of graphs and ratings of the literature: trust and links (Slashdot, Epinions), a denser graph (Flickr),
+# films by viewers (MovieLens 1M and 25M).
+FULL = [
+    *((82_168, 82_168, 870_161, k, 20, 10) for k in (16, 32, 64, 128)),
+    *((82_168, 82_168, 870_161, 64, updates, step) for updates, step in ((100, 1), (5, 100), (1, 1000))),
+    (75_879, 75_879, 1_017_674, 64, 20, 10),
+    (80_513, 80_513, 11_799_764, 64, 20, 10),
+    (162_541, 59_047, 25_000_095, 32, 20, 10),
+    (6_040, 3_706, 1_000_209, 32, 20, 10),
+    (1_000, 800, 20_000, 32, 20, 10),
+]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=["small", "full"], default="small")
     full = parser.parse_args().size == "full"
     with threadpool_limits(1):
-        sparse_race(*((200_000, 100_000, 64, 100, 20) if full else (40_000, 30_000, 32, 50, 10)))
+        print("milliseconds an update; residuals of Zha-Simon / Brand / extended\n")
+        print("| matrix | entries | k | updates | change | Zha-Simon | Brand | extended | faster than | | residuals |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        for size in FULL if full else SMALL:
+            sparse_race(*size)
         dense_race(*((200_000, 500, 10, 100) if full else (40_000, 200, 10, 100)))
 
 

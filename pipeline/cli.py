@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -127,6 +128,14 @@ _model_options = _several(
     click.option("--eps", type=float, metavar="SHARE", help="Of the rows that may lie, below 0.5 (with --robust)."),
     click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of random numbers."),
 )
+
+
+def place_and_version(text: str) -> tuple[str, str | None]:
+    """MODEL@VERSION as two words; what is a place as it stands is one."""
+    place, at, version = text.rpartition("@")
+    return (text, None) if not (at and version) or "/" in version or Path(text).exists() else (place, version)
+
+
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
 _cluster = click.option("--cluster", metavar="FILE", help="Cluster instead: a YAML file, or a name in conf/clusters.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
@@ -261,7 +270,7 @@ def transform(
 ) -> None:
     """Write the scores of samples to SCORES.
 
-    The samples of SOURCE are projected on the components of MODEL.
+    The samples of SOURCE are projected on the components of MODEL, or of an earlier version of it: MODEL@VERSION.
     """
     from pipeline.jobs.spec import SourceSpec, parse
 
@@ -272,7 +281,7 @@ def transform(
     from pipeline.store import load
 
     check_outputs([out], source, overwrite=overwrite)
-    subspace = load(model)
+    subspace = load(*place_and_version(model))
     with cluster_client(scheduler), showing_progress(_quiet(ctx)):
         scores_of(subspace, spec, out, overwrite=overwrite)
     click.echo(out)
@@ -284,7 +293,7 @@ def transform(
 @_source_options
 @click.option("--out", required=True, metavar="STORE", help="Zarr store to write the scores to.")
 @click.option("--fit", "normal", metavar="SOURCE", help="Normal samples: how many of SOURCE are stranger than these.")
-@click.option("--threshold", default="0.99", show_default=True, help="Quantile of the normal scores, or q.")
+@click.option("--threshold", metavar="SHARE", help="Quantile of the normal scores, or q (with --fit).  [default: 0.99]")
 @_scheduler
 @_overwrite
 @_json
@@ -295,7 +304,7 @@ def score(
     source: str,
     out: str,
     normal: str | None,
-    threshold: str,
+    threshold: str | None,
     scheduler: str | None,
     overwrite: bool,
     as_json: bool,
@@ -303,10 +312,12 @@ def score(
 ) -> None:
     """Write how far samples lie from MODEL to STORE: the higher, the stranger.
 
-    Squared distances from the components, in their units.
+    Squared distances from the components, in their units. An earlier version of MODEL is MODEL@VERSION.
     """
     from pipeline.jobs.spec import SourceSpec, parse
 
+    if threshold is not None and normal is None:
+        raise InputError("--threshold is about the scores of normal samples: give --fit SOURCE too")
     spec = parse(SourceSpec, _source(source, options))
 
     from pipeline.jobs.cluster import cluster_client
@@ -314,9 +325,9 @@ def score(
     from pipeline.store import load
 
     check_outputs([out], source, overwrite=overwrite)
-    subspace = load(model)
+    subspace = load(*place_and_version(model))
     with cluster_client(scheduler), showing_progress(_quiet(ctx)):
-        facts = anomalies_of(subspace, spec, out, normal=normal, threshold=threshold, overwrite=overwrite)
+        facts = anomalies_of(subspace, spec, out, normal=normal, threshold=threshold or "0.99", overwrite=overwrite)
     if normal is not None and not _quiet(ctx):
         say(f"{facts['anomalies']} of {facts['samples']} samples lie above the threshold {facts['threshold']:.6g}")
     click.echo(json.dumps({"scores": out, **facts}, indent=2) if as_json else out)
@@ -327,12 +338,12 @@ def score(
 @_scheduler
 @_json
 def inspect(model: str, scheduler: str | None, as_json: bool) -> None:
-    """Say what is in MODEL, in words and as a table."""
+    """Say what is in MODEL (or MODEL@VERSION), in words and as a table."""
     from pipeline.jobs.cluster import cluster_client
     from pipeline.store import load
 
     with cluster_client(scheduler):
-        facts = _facts(load(model))
+        facts = _facts(load(*place_and_version(model)))
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))
     else:

@@ -17,6 +17,7 @@ from pipeline.fold import Fold, Tally
 from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowScores, Witness, witnessed
 from pipeline.folds.means import Observed
 from pipeline.keep import Keep
+from pipeline.kernels.blocks import doubled
 from pipeline.matrix import Matrix
 from pipeline.pour import pour
 from pipeline.solvers import Solver
@@ -133,7 +134,7 @@ def solve(
 
 def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
     """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
-    lens, cost = np.asarray(found.basis, np.float64).T, solver.cost(X)
+    lens, cost = np.asarray(found.basis, doubled(found.basis.dtype)).conj().T, solver.cost(X)
     how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
     if cost.side == ROWS:
         rows = RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset)

@@ -10,22 +10,28 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
+import scipy.sparse.linalg
 
 from pipeline.errors import InputError
-from pipeline.kernels.updates import orthonormalised, residual_basis
+from pipeline.kernels.updates import independent, orthonormalised, outside, outside_formed
 
 __all__ = ["EvolvingSVD"]
 
 _ILL = 1e6  # condition number of Ku or Kv from which on the product is formed
+_SMALL = 64  # a side up to which the dense decomposition costs less than a start of Lanczos
+_OBLIQUE = 1e-9  # departure from orthonormal factors from which on they are formed
 
 
 class _Side:
     """One factor as base @ turn, with room for rows to come."""
 
     def __init__(self, factor: np.ndarray) -> None:
-        self.room, self.length = np.array(factor, np.float64, order="C"), len(factor)
-        self.turn = np.eye(factor.shape[1])
+        self.room, self.length = np.zeros((2 * len(factor), factor.shape[1])), len(factor)  # not touched, no memory
+        self.room[: self.length] = factor
+        self.spent = 0  # rows touched since the factor was seen to be orthonormal
+        self._turn(np.eye(factor.shape[1]))
 
     @property
     def base(self) -> np.ndarray:
@@ -35,45 +41,58 @@ class _Side:
         return self.base @ self.turn
 
     def grow(self, rows: np.ndarray) -> None:
-        """Append rows (of the base); the room doubles, so that appending costs what is appended."""
+        """Append rows of the factor; the room doubles, so that appending costs what is appended."""
         need = self.length + len(rows)
         if need > len(self.room):
             room = np.zeros((max(need, 2 * len(self.room)), self.room.shape[1]))
             room[: self.length] = self.base
             self.room = room
-        self.room[self.length : need] = rows
+        self.room[self.length : need] = self.over(rows)
         self.length = need
+        self.spent += len(rows)
 
     def turned(self, by: np.ndarray) -> None:
         """Multiply the whole factor by a (k, k) matrix; afterwards `over` may be asked for."""
-        turn = self.turn @ by
-        if np.linalg.cond(turn) > _ILL:
-            self.room, self.turn = self.room @ turn, np.eye(len(by))
-        else:
-            self.turn = turn
+        self._turn(self.turn @ by)
+        size = np.abs(self.turn).sum(axis=1).max(initial=0.0)  # the 1-norm of what was factored
+        if not scipy.linalg.lapack.dgecon(self.factors, size)[0] * _ILL > 1:
+            self.room[: self.length] = self.whole()
+            self._turn(np.eye(len(by)))
+            self.spent = self.length
 
     def over(self, rows: np.ndarray) -> np.ndarray:
         """What rows of the whole factor are in the base."""
-        return np.linalg.solve(self.turn.T, rows.T).T
+        return scipy.linalg.lapack.dgetrs(self.factors, self.order, rows.T)[0].T
+
+    def _turn(self, turn: np.ndarray) -> None:
+        self.turn = turn
+        self.factors, self.order, _ = scipy.linalg.lapack.dgetrf(turn.T)
 
 
 class _Outside:
-    """Columns of a sparse (m, s) matrix: where they have entries, their part inside of a factor, and Q outside."""
+    """Columns of a sparse (m, s) matrix as V inside + Q r, with Q = b - V c: b dense, where they have entries."""
 
     def __init__(self, side: _Side, columns: Any, most: int | None) -> None:
-        self.at, self.b = _touched(columns)
-        self.inside = side.turn.T @ (side.base[self.at].T @ self.b)
-        p, self.r, _ = residual_basis(self.inside, self.b.T @ self.b, most)
-        b = self.b @ p
-        # Once more, about what rounding has left inside: twice is enough.
-        c = side.turn.T @ (side.base[self.at].T @ b)
-        p, r, _ = residual_basis(c, b.T @ b)
-        self.b, self.c, self.r = b @ p, c @ p, r @ self.r
+        self.at, dense = _touched(columns)
+        w, t = independent(dense)
+        c = side.turn.T @ (side.base[self.at].T @ w)
+        found = outside(c)
+        if found is None:
+            c, p, r = outside_formed(side.whole(), self.at, w)
+        else:
+            p, r = found
+        self.inside, self.r = c @ t, r @ t
+        if most is not None and most < len(self.r):
+            x, sizes, yt = np.linalg.svd(self.r, full_matrices=False)
+            p, self.r = p @ x[:, :most], sizes[:most, None] * yt[:most]
+        self.b, self.c = w @ p, c @ p
 
-    def rotate(self, side: _Side, f: np.ndarray, k: int) -> None:
-        """The factor becomes [V Q] f, with Q = b - V c."""
+    def rotate(self, side: _Side, f: np.ndarray) -> None:
+        """The factor becomes [V Q] f."""
+        k = len(f) - len(self.r)
         side.turned(f[:k] - self.c @ f[k:])
         side.room[self.at] += side.over(self.b @ f[k:])
+        side.spent += len(self.at)
 
 
 class EvolvingSVD:
@@ -108,14 +127,18 @@ class EvolvingSVD:
     """
 
     def __init__(self, matrix: Any, n_components: int, most: int | None = None, random_state: int = 0) -> None:
-        matrix = scipy.sparse.csr_array(matrix, dtype=np.float64)
-        if not 0 < n_components < min(matrix.shape):
-            raise InputError(f"n_components={n_components}: choose 1 to {min(matrix.shape) - 1}, below both sides")
-        start = np.random.default_rng(random_state).standard_normal(min(matrix.shape))
-        u, s, vt = scipy.sparse.linalg.svds(matrix, n_components, v0=start)
-        order = np.argsort(-s)
-        self._left, self.singular_values, self._right = _Side(u[:, order]), s[order], _Side(vt[order].T)
-        self._most = most
+        matrix = _sparse(matrix)
+        limit = min(matrix.shape) - 1
+        if (
+            type(n_components) is bool
+            or not isinstance(n_components, int | np.integer)
+            or not 0 < n_components <= limit
+        ):
+            raise InputError(f"n_components={n_components!r}: choose 1 to {limit}, below both sides")
+        if most is not None and (not isinstance(most, int | np.integer) or most < 0):
+            raise InputError(f"most={most!r}: choose a number of directions, or None for all")
+        u, s, v = _start(matrix, int(n_components), random_state)
+        self._left, self.singular_values, self._right, self._most = _Side(u), s, _Side(v), most
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,24 +168,26 @@ class EvolvingSVD:
 
     def add_rows(self, rows: Any) -> None:
         """More rows (m, d) below."""
-        self._append(self._left, self._right, rows)
+        self._append(self._left, self._right, _sparse(rows).T)
 
     def add_columns(self, columns: Any) -> None:
         """More columns (n, m) at the right."""
-        self._append(self._right, self._left, scipy.sparse.csr_array(columns).T)
+        self._append(self._right, self._left, _sparse(columns))
 
     def change(self, left: Any, right: Any) -> None:
         """Add left right^T, with sparse left (n, m) and right (d, m): entries, rows or columns that change."""
+        left, right = _sparse(left), _sparse(right)
         if left.shape[0] != self.shape[0] or right.shape[0] != self.shape[1] or left.shape[1] != right.shape[1]:
             raise InputError(f"left {left.shape} and right {right.shape} do not fit a matrix {self.shape}")
         k, s = self.singular_values.size, self.singular_values
         one, other = _Outside(self._left, left, self._most), _Outside(self._right, right, self._most)
         core = np.vstack([one.inside, one.r]) @ np.vstack([other.inside, other.r]).T
         core[:k, :k] += np.diag(s)
-        f, t, gt = np.linalg.svd(core, full_matrices=False)
-        one.rotate(self._left, f[:, :k], k)
-        other.rotate(self._right, gt[:k].T, k)
+        f, t, gt = scipy.linalg.svd(core, full_matrices=False, check_finite=False)
+        one.rotate(self._left, f[:, :k])
+        other.rotate(self._right, gt[:k].T)
         self.singular_values = t[:k]
+        self._watch()
 
     def orthonormalise(self) -> None:
         """Form the factors and make them orthonormal again: after very many updates, against rounding."""
@@ -170,24 +195,59 @@ class EvolvingSVD:
         self._left, self.singular_values, self._right = _Side(u), s, _Side(v)
 
     def _append(self, along: _Side, across: _Side, rows: Any) -> None:
-        if rows.shape[1] != across.length:
-            raise InputError(f"{rows.shape[1]} entries in each: {across.length} are needed")
-        if rows.shape[0] == 0:
-            return
+        """Rows as columns (d, m)."""
+        if rows.shape[0] != across.length:
+            raise InputError(f"{rows.shape[0]} entries in each: {across.length} are needed")
         k, s = self.singular_values.size, self.singular_values
-        outside = _Outside(across, scipy.sparse.csr_array(rows).T, self._most)
-        core = np.block([[np.diag(s), np.zeros((k, outside.r.shape[0]))], [outside.inside.T, outside.r.T]])
-        f, t, gt = np.linalg.svd(core, full_matrices=False)
+        new = _Outside(across, rows, self._most)
+        core = np.zeros((k + rows.shape[1], k + len(new.r)))
+        core[:k, :k] = np.diag(s)
+        core[k:, :k], core[k:, k:] = new.inside.T, new.r.T
+        f, t, gt = scipy.linalg.svd(core, full_matrices=False, check_finite=False)
         along.turned(f[:k, :k])
-        along.grow(along.over(f[k:, :k]))
-        outside.rotate(across, gt[:k].T, k)
+        along.grow(f[k:, :k])
+        new.rotate(across, gt[:k].T)
         self.singular_values = t[:k]
+        self._watch()
+
+    def _watch(self) -> None:
+        """Measure the rounding, at the price of all rows, once as many rows were touched."""
+        sides = (self._left, self._right)
+        if any(side.spent >= side.length for side in sides):
+            for side in sides:
+                side.spent = 0
+            if self.obliqueness > _OBLIQUE:
+                self.orthonormalise()
+
+
+def _sparse(given: Any) -> Any:
+    """Real finite numbers by rows, or by columns where they come so."""
+    matrix: Any = given if scipy.sparse.issparse(given) else np.asarray(given)
+    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
+        raise InputError(f"{matrix.ndim} dimensions of {matrix.dtype}: a matrix of real numbers is needed")
+    compressed = scipy.sparse.csc_array if getattr(matrix, "format", "csr") == "csc" else scipy.sparse.csr_array
+    matrix = compressed(matrix.astype(np.float64))
+    if not np.isfinite(matrix.data).all():
+        raise InputError("the matrix holds NaN or Inf: leave those entries out")
+    return matrix
+
+
+def _start(matrix: Any, k: int, random_state: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Leading triplets (n, k), (k,) and (d, k), largest first."""
+    n, d = matrix.shape
+    if not matrix.count_nonzero():
+        return np.eye(n, k), np.zeros(k), np.eye(d, k)
+    if min(n, d) <= _SMALL:
+        u, s, vt = scipy.linalg.svd(matrix.toarray(), full_matrices=False, check_finite=False)
+        return u[:, :k], s[:k], vt[:k].T
+    start = np.random.default_rng(random_state).standard_normal(min(n, d))
+    u, s, vt = scipy.sparse.linalg.svds(matrix, k, v0=start)
+    order = np.argsort(-s)
+    return u[:, order], s[order], vt[order].T
 
 
 def _touched(columns: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a sparse matrix that have entries, and these rows as a dense matrix."""
-    rows = scipy.sparse.csr_array(columns, dtype=np.float64)
-    if not np.isfinite(rows.data).all():
-        raise InputError("the change holds NaN or Inf: leave those entries out")
-    at = np.flatnonzero(np.diff(rows.indptr))
-    return at, rows[at].toarray()
+    """The rows that have entries, and these rows as a dense matrix, at the price of the entries."""
+    columns = scipy.sparse.csc_array(columns)
+    at, where = np.unique(columns.indices, return_inverse=True)
+    return at, scipy.sparse.csc_array((columns.data, where, columns.indptr), (at.size, columns.shape[1])).toarray()

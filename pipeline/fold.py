@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Fold", "Preparing", "Skipping", "Tally", "ready"]
+__all__ = ["Fold", "Measuring", "Preparing", "Skipping", "Tally", "ready", "unmeasured"]
 
 S = TypeVar("S")
 
@@ -71,6 +71,20 @@ class Skipping(Protocol):
     def skips(self, at: tuple[int, int]) -> bool:
         """Whether the block there need not be read."""
         ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A fold that holds some blocks against float64, so that what single precision costs is known."""
+
+    def unmeasured(self) -> Fold[Any]:
+        """The same fold, which trusts that others measure."""
+        ...
+
+
+def unmeasured(fold: Fold[Any]) -> Fold[Any]:
+    """The fold without its measurements, where it has any."""
+    return fold.unmeasured() if isinstance(fold, Measuring) else fold
 
 
 def ready(fold: Fold[Any], x: np.ndarray, at: tuple[int, int], first: Any) -> Any:

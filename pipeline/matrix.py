@@ -171,12 +171,12 @@ class Matrix:
             if self.dtype.kind in "iu" and self.dtype.itemsize == 8:
                 check_digits(block, self.name)
         if out is None:
-            block = block.astype(self.work_dtype, copy=False)
+            block = block.astype(self.work_dtype, copy=self.code is not None or self.fill is not None)
         if self.code is not None:
-            block = np.where(block == self.code, np.nan, block)
-        if self.fill is None:
-            return block
-        return np.where(np.isnan(block), self._fill(start, stop).astype(block.dtype), block)
+            block[block == self.code] = np.nan
+        if self.fill is not None:
+            np.copyto(block, self._fill(start, stop).astype(block.dtype), where=np.isnan(block))
+        return block
 
     def read_implicit(self, start: int, stop: int) -> ImplicitBlock:
         """Positions [start, stop) of the walked side as a block that is not made dense."""

@@ -19,6 +19,7 @@ from pipeline.solvers.em import EM
 from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
+from pipeline.sources.grid import Grid
 from pipeline.sources.stream import Stream
 from pipeline.walk import Crew, crew, locally
 
@@ -129,8 +130,7 @@ def prepare(
     With `scores` one walk more, over what is kept, will follow those of the solver; without `keeping` nothing is.
     """
     settings.rank.most(*X.shape)
-    at_work = crew()
-    limit = _limit(memory_limit, at_work)
+    room = _room(memory_limit, scores, keeping)
     names = candidates(X, settings, solver)
     fits, refused = [], []
     for name in names:
@@ -138,7 +138,7 @@ def prepare(
             found: Any = SOLVERS[name](X, settings)
             if settings.missing == "em":
                 found = EM(found)
-            fits.append(_best_fit(X, found, at_work, limit, scores, keeping))
+            fits.append(_best_fit(X, found, room))
         except PlanError as error:
             refused.append(error)
     if not fits:
@@ -158,8 +158,7 @@ def prepare_solver(
     X: Matrix, solver: Solver[Any], memory_limit: int | str | None, why: str, scores: bool = False
 ) -> Prepared:
     """The height of the blocks for a solver that is chosen already; raises as `plan` does."""
-    at_work = crew()
-    found = _best_fit(X, solver, at_work, _limit(memory_limit, at_work), scores)
+    found = _best_fit(X, solver, _room(memory_limit, scores))
     return replace(found, plan=replace(found.plan, why=why))
 
 
@@ -174,22 +173,33 @@ def _why(name: str, X: Matrix) -> str:
     }[name]
 
 
-def _best_fit(
-    X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool, keeping: bool = True
-) -> Prepared:
+@dataclass(frozen=True)
+class _Room:
+    """What there is for a fit: who works, bytes a worker, whether scores will follow, and whether blocks are kept."""
+
+    crew: Crew
+    limit: int | None
+    scores: bool
+    keeping: bool
+
+
+def _room(memory_limit: int | str | None, scores: bool, keeping: bool = True) -> _Room:
+    at_work = crew()
+    return _Room(at_work, _limit(memory_limit, at_work), scores, keeping)
+
+
+def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing."""
-    if keeping and isinstance(solver, Krylov) and solver.may_be_narrow(X):
+    if room.keeping and isinstance(solver, Krylov) and solver.may_be_narrow(X):
         with suppress(PlanError):
-            narrow = _fit(X, replace(solver, narrow=True), at_work, limit, scores)
+            narrow = _fit(X, replace(solver, narrow=True), room)
             if narrow.plan.blocks_kept == narrow.plan.n_blocks or (X.source.held and locally()):
                 return narrow
-    return _fit(X, solver, at_work, limit, scores, keeping)
+    return _fit(X, solver, room)
 
 
-def _fit(
-    X: Matrix, solver: Solver[Any], at_work: Crew, limit: int | None, scores: bool, keeping: bool = True
-) -> Prepared:
-    cost = solver.cost(X)
+def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
+    cost, at_work, limit = solver.cost(X), room.crew, room.limit
     if X.work_dtype.kind == "c":  # costs are counted in real numbers
         cost = replace(cost, summary_bytes=2 * cost.summary_bytes, client_bytes=2 * cost.client_bytes)
     walked = X if cost.side == ROWS else X.T
@@ -199,7 +209,7 @@ def _fit(
     fixed += cost.client_bytes if at_work.client is None else cost.summary_bytes
     for matrix in _cuttings(walked):
         block = matrix.block_nbytes
-        chunks = max(block, matrix.bytes_a_pass // matrix.n_blocks)
+        chunks = _decoded(matrix)
         peak = int(_ROUNDED_UP * (fixed + threads * (block + 2 * chunks)))  # a block, its chunks, and those encoded
         if limit is None or peak <= limit:
             break
@@ -210,8 +220,8 @@ def _fit(
             peak,
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
-    again = cost.passes - 1 + scores  # passes that can do with what is kept
-    worth, held = keeping and (again >= _WORTH_KEEPING or scores), matrix.kept_nbytes(matrix.work_dtype)
+    again = cost.passes - 1 + room.scores  # passes that can do with what is kept
+    worth, held = room.keeping and (again >= _WORTH_KEEPING or room.scores), matrix.kept_nbytes(matrix.work_dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
@@ -235,6 +245,15 @@ def _fit(
         open_ended=cost.open_ended,
     )
     return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * held)
+
+
+def _decoded(X: Matrix) -> int:
+    """Bytes of stored chunks that are there at a time while a block is read."""
+    whole = max(X.block_nbytes, X.bytes_a_pass // X.n_blocks)
+    if not isinstance(X.source, Grid) or X.code is not None or X.fill is not None:
+        return whole
+    some = X.source.decoded_at_once(X.side, X.work_dtype)
+    return whole if some is None else min(whole, some)
 
 
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:

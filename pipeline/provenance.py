@@ -23,13 +23,21 @@ _LIBRARIES = ("subspace-pipeline", "numpy", "scipy", "dask", "distributed", "zar
 
 
 def provenance(
-    found: Subspace, method: str, parameters: Mapping[str, Any], X: Matrix, plan: Plan | None = None
+    found: Subspace,
+    method: str,
+    parameters: Mapping[str, Any],
+    X: Matrix,
+    plan: Plan | None = None,
+    content: Content | None = None,
 ) -> Subspace:
-    """The same subspace with the story of its making; batches are added without a plan."""
+    """The same subspace with the story of its making.
+
+    Batches come without a plan, and with the content of the rows that were added or taken away; a fit has seen X.
+    """
     seen = list(found.provenance.get("seen") or [])
-    content = {"content": Content.of(seen[-1]).id} if seen else {}
-    if seen:
-        seen[-1] = {**whereabouts(X, X.shape[0]), **seen[-1]}  # an update knows better where its rows begin
+    if seen and content is None:
+        content = Content.of(seen[-1])
+        seen[-1] = {**seen[-1], **whereabouts(X, X.shape[0])}
     story = {
         "method": method,
         "parameters": {name: plain(value) for name, value in parameters.items()},
@@ -40,7 +48,7 @@ def provenance(
             "dtype": str(X.dtype),
             "sample_dims": list(X.samples.dims),
             "feature_dims": list(X.features.dims),
-            **content,
+            **({} if content is None else {"content": content.id}),
         },
         "seed": plain(parameters.get("random_state")),
         "versions": {library: version(library) for library in _LIBRARIES},

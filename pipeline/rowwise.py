@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
@@ -259,13 +259,16 @@ def _fill(X: Matrix, function: RowFunction, path: Path) -> None:
     samples, across = X.samples, function.across or _modes(function)
     coords: dict[str, Any] = {**samples.xarray_coords(), **across.xarray_coords()}
     shape, dims = (*samples.sizes, *across.sizes), (*samples.dims, *across.dims)
-    if X.source.collections:  # chunks of Dask arrays come as they are: results are gathered, and written at once
-        shutil.rmtree(path, ignore_errors=True)
-        values = gathered(X, function).reshape(shape)
-        xr.Dataset({function.name: (dims, values)}, coords).to_zarr(path, consolidated=False)
-        return
     inner = samples.sizes[1:]
     height = max(1, X.block_height // max(prod(inner), 1))
+    if X.source.collections:  # whose chunks are taken whole
+        even = getattr(X.source, "even", None)
+        if even is None:  # a stretch of several sample dims
+            shutil.rmtree(path, ignore_errors=True)
+            values = gathered(X, function).reshape(shape)
+            xr.Dataset({function.name: (dims, values)}, coords).to_zarr(path, consolidated=False)
+            return
+        X = replace(X, source=even(height))
     work = _work(X, function, height)
     target, done = _begun(path, function.name, work)
     if target is None:

@@ -16,22 +16,28 @@ from pipeline.kernels.linalg import eigh_descending, fix_signs, orthonormal
 from pipeline.labels import Labels
 from pipeline.subspace import Subspace
 
-__all__ = ["aligned", "discounted", "extended", "reweighed", "subtracted"]
+__all__ = ["aligned", "check_change", "discounted", "extended", "reweighed", "subtracted"]
 
 _EPS, _TINY = np.finfo(float).eps, np.finfo(float).tiny
 
 
+def check_change(forget: float, align: str | None) -> None:
+    """Raise InputError for what `discounted` and `aligned` would refuse, before anything is read."""
+    if not isinstance(forget, int | float | np.number) or not 0 < forget <= 1:
+        raise InputError(f"forget={forget!r}: give what old samples count from now on, above 0 and at most 1")
+    if align not in (None, "procrustes"):
+        raise InputError(f"align={align!r}: choose None or 'procrustes'")
+
+
 def aligned(found: Subspace, before: Subspace, how: str | None) -> Subspace:
     """A version made comparable with the one before it; raises InputError for an unknown way."""
-    if how not in (None, "procrustes"):
-        raise InputError(f"align={how!r}: choose None or 'procrustes'")
+    check_change(1.0, how)
     return found if how is None or not before.k else found.align(before)
 
 
 def discounted(S: Subspace, factor: float) -> Subspace:
     """The subspace of samples each of which counts `factor` times what it did; raises InputError outside (0, 1]."""
-    if not isinstance(factor, int | float | np.number) or not 0 < factor <= 1:
-        raise InputError(f"forget={factor!r}: give what old samples count from now on, above 0 and at most 1")
+    check_change(factor, None)
     if factor == 1:
         return S
     n = S.n_samples * factor

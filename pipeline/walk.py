@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
 from pipeline.errors import PlanError
-from pipeline.fold import Fold, Preparing, Skipping, Tally, ready
+from pipeline.fold import Fold, Preparing, Skipping, Tally, ready, unmeasured
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
@@ -38,8 +38,9 @@ from pipeline.progress import Progress, listener
 
 __all__ = ["Crew", "crew", "locally", "walk"]
 
-_FAN_IN = 8  # summaries that one task combines
+_FAN_IN = 12  # summaries that one task combines
 _LARGE_SUMMARY = 16 << 20  # from here on one summary a thread is enough; below it, more tasks balance the load
+_MEASURING = 4  # one run in so many measures what single precision costs
 _TELL_EVERY = 0.2  # seconds between two words of a worker
 
 
@@ -140,12 +141,20 @@ def walk(
 
 @memory_is_reused()
 def summarise(
-    fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str, run: Run | None, fresh: bool
+    fold: Fold[Any],
+    matrix: Matrix,
+    cuts: np.ndarray,
+    inputs: Any,
+    token: str,
+    run: Run | None,
+    fresh: bool,
+    measuring: bool,
 ) -> tuple[Any, Tally]:
     """The task: fold the kept blocks of a run, then those between the cuts, read one after the other into one buffer.
 
     Where the run is `fresh` its reading is part of this walk, and the half of what there is to tell has been told.
     """
+    fold = fold if measuring else unmeasured(fold)
     say, held, implicit = _voice(token), None, implicitly(fold, matrix)
     scratch: dict[str, np.ndarray] = {}
     kept = run.blocks if run else ()
@@ -288,7 +297,7 @@ class _Walk:
         level: list[Any] = []
         for i, (a, b) in enumerate(self.runs):
             run = kept[i].key if i in kept else None
-            layer[name, i] = (summarise, *self._stretch(a + self.lengths[i], b), run, fresh)
+            layer[name, i] = (summarise, *self._stretch(a + self.lengths[i], b), run, fresh, i % _MEASURING == 0)
             level.append((name, i))
         depth = 0
         while len(level) > 1:

@@ -6,6 +6,7 @@ must not happen ends the run with an AssertionError.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -16,26 +17,42 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import dask
 import numpy as np
+import psutil
 import pytest
 import xarray as xr
 import zarr
+from threadpoolctl import threadpool_limits
 
 import pipeline.store.head
 from pipeline import PCA, open_matrix
-from pipeline.errors import ConflictError, StoreError
+from pipeline.errors import ConflictError, PlanError, StoreError
 from pipeline.jobs.update import update_model
+from pipeline.matrix import Matrix
 from pipeline.store import expire, history, load, rollback, save, tag
 from tests.problems import SPECTRA, Problem, fitted
-from tests.test_checkpoint import SLOW
-from tests.test_history import many_commits, test_a_power_cut_loses_no_version_that_was_acknowledged
+from tests.test_checkpoint import BLOCK, SLOW, scheduler_killed
+from tests.test_checkpoint import X as Y
+from tests.test_cluster import SHAPE, killed_on_the_way
+from tests.test_edges import INPUTS, SOLVERS, outcome
+from tests.test_history import (
+    KEYS,
+    flapping_at_each_write,
+    many_commits,
+    moto,
+    object_store,
+    test_a_power_cut_loses_no_version_that_was_acknowledged,
+)
 from tests.test_store import Faulty, check_whole, of_version, subspace, write_on
 
 # Operations of the file system, and of how many of them one is tried: those that decide all, the others some.
@@ -200,6 +217,88 @@ def clients_killed(folder: Path) -> str:
     return f"{kills} kills: angle to the undisturbed answer {angle:.0e}, {again}"
 
 
+def workers_killed(folder: Path) -> str:
+    """A worker of two is killed early, in the middle and late in a fit of five passes of 30 blocks."""
+    x = np.random.default_rng(0).standard_normal(SHAPE) * np.geomspace(10, 0.1, SHAPE[1]) + 5
+    source = str(folder / "x.zarr")
+    zarr.create_array(source, shape=SHAPE, chunks=(100, 30), dtype="f8")[...] = x
+    cases = [killed_on_the_way(source, folder / f"log {after}", after) for after in (3, 25, 50, 77, 140)]
+    assert all(angle < 1e-10 and extra <= theirs for angle, extra, theirs in cases)
+    angle = max(angle for angle, _, _ in cases)
+    again = ", ".join(f"{extra} of {theirs}" for _, extra, theirs in cases)
+    return f"{len(cases)} kills: angle {angle:.0e}; blocks read again of the worker's in that pass: {again}"
+
+
+def schedulers_killed(folder: Path) -> str:
+    """The whole cluster goes, and the fit goes on elsewhere."""
+    source = folder / "x.zarr"
+    zarr.create_array(source, shape=Y.shape, chunks=(BLOCK, Y.shape[1]), dtype="f8")[...] = Y
+    cases = []
+    for after in (7, 33, 52):  # of 60
+        (folder / str(after)).mkdir()
+        cases.append(scheduler_killed(source, folder / str(after), after))
+    assert all(angle < 1e-10 and extra <= 0.1 * len(Y) / BLOCK + 2 for angle, extra in cases)
+    angle, again = max(angle for angle, _ in cases), ", ".join(str(extra) for _, extra in cases)
+    return f"{len(cases)} kills: angle {angle:.0e}, {again} of {len(Y) // BLOCK} blocks read again"
+
+
+def memory(folder: Path) -> str:
+    """What a process grows by while it fits, beside what was planned; too small a limit is refused before reading."""
+    told = []
+    for name, (solver, n, d, dtype) in FITS.items():
+        with SPAWN.Pool(1) as pool:
+            planned, measured = pool.apply(grown_by, (str(folder / f"{name}.zarr"), solver, n, d, dtype))
+        assert measured <= planned <= 2 * measured, (name, planned, measured)
+        told.append(f"{name} {measured / 1e6:.0f} of {planned / 1e6:.0f}")
+    with pytest.raises(PlanError), mock.patch.object(Matrix, "read_range", side_effect=AssertionError):
+        PCA(10, memory_limit="1MB").fit(str(folder / f"{name}.zarr"))
+    return f"MB grown by, of those planned: {', '.join(told)}; 1 MB is refused, nothing is read"
+
+
+FITS = {
+    "tall": ("gram", 60_000, 1000, "f8"),
+    "tall, iterated": ("krylov", 60_000, 1000, "f4"),
+    "tall, all kept": ("randomized", 60_000, 1000, "f4"),
+    "wide": ("dual_gram", 400, 200_000, "f4"),
+    "square": ("krylov", 5_000, 20_000, "f4"),
+}
+
+
+def grown_by(source: str, solver: str, n: int, d: int, dtype: str) -> tuple[int, int]:
+    """Bytes of memory planned and measured of a fit by one thread in this process."""
+    rng = np.random.default_rng(0)
+    array = zarr.create_array(source, shape=(n, d), chunks=(min(n, 10**6 // min(d, 10**4)), min(d, 10**4)), dtype=dtype)
+    lens = rng.standard_normal((12, d), dtype="f4")
+    for start in range(0, n, array.chunks[0]):
+        rows = min(array.chunks[0], n - start)
+        part = rng.standard_normal((rows, d), dtype="f4")
+        array[start : start + rows] = part + (10 * rng.standard_normal((rows, 12), dtype="f4")) @ lens
+    with dask.config.set(num_workers=1), threadpool_limits(1):
+        PCA(2, solver=solver).fit(rng.standard_normal((300, 20)))  # what is loaded on the first use
+        gc.collect()
+        model = PCA(10, solver=solver, memory_limit="1GB")
+        before = psutil.Process().memory_info().rss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        model.fit(source)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return model.plan_.peak_memory, 1024 * int(peak.split()[1]) - before
+
+
+def flapping(folder: Path) -> str:
+    """An object store that refuses each write once, and each from there on."""
+    with object_store(moto, folder) as address, mock.patch.dict(os.environ, {**KEYS, "AWS_ENDPOINT_URL": address}):
+        return flapping_at_each_write("s3://models/m.zarr", 10**9)
+
+
+def inputs(folder: Path) -> str:
+    """What people feed by accident, to each solver."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Counter(outcome(*INPUTS[name], solver) for name in INPUTS for solver in SOLVERS)
+    told = f"{found['bounded']} within their bounds, {found['refused']} refused"
+    return f"{len(INPUTS)} inputs x {len(SOLVERS)} solvers: {told}"
+
+
 def spectra(folder: Path) -> str:
     """Random spectra: no stated bound is below what LAPACK finds."""
     chance, below, n = random.Random(0), 0, 500
@@ -219,14 +318,17 @@ def batches(folder: Path) -> str:
     x = rng.standard_normal((300, 4)) @ rng.standard_normal((4, 9))
     model = folder / "m.zarr"
     PCA(4).fit(x[:100]).subspace_.save(model)
-    conflicts = 0
+    conflicts = at_once = 0
     for start in range(100, 300, 20):
         batch = folder / f"batch {start}.zarr"
         zarr.create_array(batch, data=x[start : start + 20])
         with mock.patch.object(os, "replace", side_effect=Killed), suppress(Killed):
             update_model(str(model), str(batch))
         head = history(model).head
-        update_model(str(model), str(batch))
+        with ThreadPoolExecutor(2) as two:
+            ends = [two.submit(update_model, str(model), str(batch)) for _ in range(2)]
+        at_once += sum(isinstance(end.exception(), ConflictError) for end in ends)
+        assert all(end.exception() is None or isinstance(end.exception(), ConflictError) for end in ends)
         try:
             save(load(model), model, overwrite=True, parent=head)
         except ConflictError:
@@ -234,8 +336,9 @@ def batches(folder: Path) -> str:
         assert not update_model(str(model), str(batch)).rows
     assert len(history(model).versions) == 11
     assert load(model).n_samples == 300
-    told = f"10 versions, 300 of 300 samples, {conflicts} late commits refused"
-    return f"10 batches, each killed once and given three times: {told}"
+    assert conflicts == 10
+    told = f"10 versions, 300 of 300 samples, {at_once} told of a conflict, {conflicts} late commits refused"
+    return f"10 batches, each killed once, then by two at once, then again: {told}"
 
 
 PARTS: dict[str, Callable[[Path], str]] = {
@@ -244,7 +347,12 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "2 power cut": power_cut,
     "3 eight processes": eight_processes,
     "6 every key": every_key,
-    "9 client killed": clients_killed,
+    "8 workers killed": workers_killed,
+    "9 clients killed": clients_killed,
+    "9 schedulers killed": schedulers_killed,
+    "10 memory": memory,
+    "11 flapping": flapping,
+    "12 inputs": inputs,
     "13 random spectra": spectra,
     "14, 15 batches": batches,
 }
@@ -260,7 +368,7 @@ def main() -> None:
         try:
             with (
                 mock.patch.object(pipeline.store.head, "GRACE", 0.0),
-                mock.patch.object(os, "fsync", return_value=None) if name[0] == "1" else nullcontext(),
+                mock.patch.object(os, "fsync", return_value=None) if name[:2] == "1 " else nullcontext(),
             ):
                 figures[name] = part(folder)
         finally:

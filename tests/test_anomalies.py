@@ -146,6 +146,8 @@ def test_the_command(stores: dict[str, str]) -> None:
     wrong = CliRunner().invoke(main, [*arguments, "--overwrite", "--fit", stores["normal"], "--threshold", "most"])
     assert wrong.exit_code == 2
     assert "threshold" in wrong.stderr
+    alone = CliRunner().invoke(main, [*arguments, "--overwrite", "--threshold", "0.9"])
+    assert (alone.exit_code, "--fit" in alone.stderr) == (2, True)
 
 
 def test_new_rows_are_scored_once_and_raise_an_alert(stores: dict[str, str], tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
@@ -88,33 +90,58 @@ def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:
 
 
 class Slow:
-    """An array that takes its time, so that there is one to kill its reader in."""
+    """An array that takes its time, so that there is one to kill its reader in, and notes who reads what."""
 
-    def __init__(self, path: str, seconds: float, shape: tuple[int, int] = SHAPE) -> None:
-        self.path, self.seconds, self.shape, self.dtype = path, seconds, shape, np.dtype("f8")
+    def __init__(self, path: str, seconds: float, shape: tuple[int, int] = SHAPE, log: Path | None = None) -> None:
+        self.path, self.seconds, self.shape, self.dtype, self.log = path, seconds, shape, np.dtype("f8"), log
 
-    def __getitem__(self, where: object) -> np.ndarray:
+    def __getitem__(self, where: Any) -> np.ndarray:
+        if self.log is not None and where[0].stop - where[0].start > 1:  # a look at single rows is none
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()}\n")
         time.sleep(self.seconds)
         return zarr.open_array(self.path, mode="r")[where]
 
 
-def test_a_killed_worker_costs_time_and_nothing_else(path: str) -> None:
-    whole = alone(path, "krylov")
-    matrix = open_matrix(path).cut_to(100 * SHAPE[1] * 8)
-    slow = _with_array(matrix, Slow(path, 0.02))
+def killed_on_the_way(path: str, log: Path, after: int) -> tuple[float, int, int]:
+    """A fit whose worker is killed when so many blocks have been read.
+
+    Returns the angle to the undisturbed answer, how many blocks were read more often than in that, and how many of
+    the pass the worker had read.
+    """
+    whole, blocks = alone(path, "krylov"), SHAPE[0] // 100
+    slow = _with_array(open_matrix(path).cut_to(100 * SHAPE[1] * 8), Slow(path, 0.02, log=log))
+    log.touch()
+    theirs: list[int] = []
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
-        pids = list(client.run(os.getpid).values())
-        killer = threading.Timer(1.0, os.kill, (pids[0], signal.SIGKILL))
+        victim = min(client.run(os.getpid).values())
+
+        def kill() -> None:
+            deadline = time.monotonic() + 60
+            while (lines := log.read_text().split()).count(str(victim)) == 0 or len(lines) < after:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            os.kill(victim, signal.SIGKILL)
+            lines = log.read_text().split()
+            theirs.append(lines[(len(lines) - 1) // blocks * blocks :].count(str(victim)))
+
+        killer = threading.Thread(target=kill)
         killer.start()
         found = PCA(4, solver="krylov").fit(slow)
         killer.join()
-        survivors = set(client.run(os.getpid).values())
-    assert pids[0] not in survivors
-    assert whole.subspace_.distance(found.subspace_).max() < 1e-10
+        assert victim not in client.run(os.getpid).values()
     np.testing.assert_allclose(found.singular_values_, whole.singular_values_, rtol=1e-10)
+    extra = len(log.read_text().split()) - found.subspace_.passes * blocks
+    return whole.subspace_.distance(found.subspace_).max(), extra, theirs[0]
+
+
+def test_a_killed_worker_costs_its_blocks_of_the_pass(path: str, tmp_path: Path) -> None:
+    angle, extra, theirs = killed_on_the_way(path, tmp_path / "log", 50)
+    assert angle < 1e-10
+    assert extra <= theirs
 
 
 def _with_array(matrix, array):

@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster
 
 from pipeline import PCA, TruncatedSVD, open_matrix
 from pipeline.errors import InputError, StoreError
+from pipeline.rowwise import _Write
 
 N, LAT, LON = 60, 4, 5
 FORMATS = ("csr", "csc", "coo", "lil", "dok", "bsr", "dia")
@@ -503,6 +504,29 @@ def test_scores_go_to_a_store(backing: str, tmp_path: Path) -> None:
         model.transform(data, out=out)
     model.transform(data[:9] if backing != "zarr" else data, out=str(out), overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.zarr", "scores.zarr"]
+
+
+@pytest.mark.parametrize("heights", [(7, 7, 7, 7, 7, 7, 7, 7, 4), (1, 20, 3, 30, 6)])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "several"])
+def test_scores_of_dask_are_written_by_the_chunk(
+    kind: str, heights: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.matrix._SMALL_BLOCK_BYTES", 14 * 24 * 8)
+    values = np.random.default_rng(0).standard_normal((sum(heights), 24))
+    chunked = da.from_array(values, chunks=(heights, (20, 4)))
+    data: Any = {
+        "dense": chunked,
+        "sparse": chunked.rechunk({1: 24}).map_blocks(scipy.sparse.csr_array),
+        "several": xr.Dataset({"a": (("t", "x"), chunked[:, :12]), "b": (("t", "x"), chunked[:, 12:])}),
+    }[kind]
+    model, written = PCA(3).fit(data), []
+    put = _Write.put
+    monkeypatch.setattr(_Write, "put", lambda self, result, at: (written.append(at), put(self, result, at))[1])
+    scores = model.transform(data, out=tmp_path / "scores.zarr")
+    assert len(written) > 1
+    chunk = zarr.open_array(tmp_path / "scores.zarr" / "scores").chunks[0]
+    assert all(a % chunk == 0 for a, _ in written)
+    np.testing.assert_allclose(scores, model.transform(values), atol=1e-12)
 
 
 def test_scores_of_transposed_data_and_several_sample_dims_go_to_a_store(tmp_path: Path) -> None:

@@ -2,19 +2,89 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
 
 from pipeline import PCA, TruncatedSVD, open_matrix
-from pipeline.errors import ConvergenceError, InputError, PlanError, StoreError
+from pipeline.errors import ConvergenceError, InputError, PipelineError, PlanError, StoreError
 
 SOLVERS = ["gram", "dual_gram", "krylov", "randomized"]
 
 
 def table(n: int = 40, d: int = 7) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((n, d)) * np.geomspace(9, 1, d)
+
+
+RNG = np.random.default_rng(4)
+LOW = RNG.standard_normal((60, 3)) @ RNG.standard_normal((3, 8))
+NOISE = 1e-3 * RNG.standard_normal((60, 8))
+EYE = np.eye(8)
+ODD = [1e300, 1e200, 1e160, 1e-160, 1e-300, 5e-324]
+SPOTS = {"NaN": np.nan, "inf": np.inf, "-inf": -np.inf, "1e308": 1e308, "1e30": 1e30}
+# What people feed by accident, and how many components they ask for.
+INPUTS: dict[str, tuple[Any, Any]] = {
+    **{f"{name} in one entry": (np.where(np.arange(480).reshape(60, 8) == 77, v, LOW), 3) for name, v in SPOTS.items()},
+    **{f"all {name}": (np.full((60, 8), v), 2) for name, v in SPOTS.items()},
+    **{f"times {scale:g}": (LOW * scale, 3) for scale in ODD},
+    **{f"one column times {scale:g}": (LOW * np.r_[scale, np.ones(7)], 3) for scale in ODD},
+    **{f"float32 about {mean:g}": ((LOW + mean).astype("f4"), 3) for mean in (1e2, 1e4, 1e6, 1e8, 1e12, 1e38)},
+    **{f"float64 about {mean:g}": (LOW + mean, 3) for mean in (1e8, 1e12, 1e15, 1e18)},
+    **{f"condition {c:g}": ((LOW + NOISE) @ np.diag(np.geomspace(1, 1 / c, 8)), 8) for c in (1e4, 1e8, 1e12, 1e16)},
+    **{f"as {dtype}": ((4 * LOW).astype(dtype), 3) for dtype in ("f2", "i1", ">f8", "<i8", "?", "c8", "c16", "g")},
+    **{f"as {dtype}": (LOW.astype(dtype), 3) for dtype in ("U8", "S8", "O")},
+    **{f"k = {k}": (LOW + NOISE, k) for k in (8, 9, 60, 0, -3, 2.5, np.nan, "3", None, "auto", 0.9, 1e-9)},
+    **{f"of shape {n} x {d}": (np.ones((n, d)), 1) for n, d in ((0, 8), (60, 0), (1, 8), (2, 8), (60, 1), (1, 1))},
+    "k above the rank": (LOW, 6),
+    "constant": (np.full((60, 8), 3.25), 2),
+    "zeros": (np.zeros((60, 8)), 2),
+    "one row that is not zero": (np.where(np.arange(60)[:, None] == 5, 1.0, np.zeros(8)), 2),
+    "one constant column": (LOW * np.r_[0, np.ones(7)] + 2.0, 3),
+    "a column of NaN": (np.where(np.arange(8) == 2, np.nan, LOW), 3),
+    "a row of NaN": (np.where(np.arange(60)[:, None] == 2, np.nan, LOW), 3),
+    "all singular values the same": (np.vstack([EYE, -EYE]), 3),
+    "every row twice": (np.repeat(LOW, 2, axis=0), 3),
+    "one outlier of 1e12": (np.where(np.arange(60)[:, None] == 9, 1e12 * LOW, LOW), 2),
+    "three dims, one of them empty": (np.ones((5, 0, 3)), 1),
+    "one dim": (np.ones(9), 1),
+    "a ragged list": ([[1.0, 2.0], [3.0]], 1),
+    "dates": (np.zeros((4, 3), "M8[s]"), 1),
+    "masked entries": (np.ma.masked_where(LOW > 2, LOW), 3),
+}
+
+
+def outcome(x: Any, k: Any, solver: str) -> str:
+    """What becomes of an input: 'refused' by an error of ours, or 'bounded' by what LAPACK finds; else it raises."""
+    try:
+        found = PCA(k, solver=solver).fit(x).subspace_
+    except PipelineError:
+        return "refused"
+    values = np.asarray(x)[:, found.present]
+    wide = values.astype(np.clongdouble if values.dtype.kind == "c" else np.longdouble)
+    centred = (wide - wide.mean(axis=0)).astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+    kept = found.components[:, found.present]
+    for numbers in (kept, found.singular_values, found.mean[found.present], found.residual, found.angle_bounds):
+        assert np.isfinite(numbers).all()
+    assert np.isfinite([found.total_variance, *found.explained_variance]).all()
+    np.testing.assert_allclose(kept @ kept.conj().T, np.eye(found.k), atol=1e-5)
+    _, s, vh = np.linalg.svd(centred)
+    scale, single = float(np.abs(wide).max()), found.components.dtype in (np.float32, np.complex64)
+    least = max(scale * (1e-4 if single else 1e-6), 1e-154)  # squares of less are below what float64 holds
+    np.testing.assert_allclose(found.singular_values, s[: found.k], rtol=1e-4, atol=least)
+    for j, bound in enumerate(found.angle_bounds, 1):
+        rest = vh[:j] - (vh[:j] @ kept[:j].conj().T) @ kept[:j]
+        assert np.linalg.norm(rest, 2) <= np.sin(bound) + (1e-3 if single else 1e-6)
+    return "bounded"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_input_is_answered_within_its_bound_or_refused(name: str) -> None:
+    for solver in SOLVERS:
+        assert outcome(*INPUTS[name], solver)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.classical import Brand, Triplet, ZhaSimon
 from pipeline.errors import InputError
 from pipeline.evolving import EvolvingSVD
-from pipeline.kernels.updates import brand_rows, zha_simon_change, zha_simon_rows
 
 K = 6
 
@@ -31,7 +31,7 @@ def product(svd: EvolvingSVD) -> np.ndarray:
     return (svd.left * svd.singular_values) @ svd.components
 
 
-def triplet(svd: EvolvingSVD) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def triplet(svd: EvolvingSVD) -> Triplet:
     return svd.left, svd.singular_values.copy(), svd.components.T
 
 
@@ -83,21 +83,34 @@ def test_any_chain_of_updates_stays_exact_and_orthonormal(acts: list[tuple[str, 
         assert (np.diff(svd.singular_values) <= 1e-12).all()
 
 
-def test_the_classical_rules_agree() -> None:
-    A, new = sparse(60, 40, 1), sparse(8, 40, 2)
-    svd = EvolvingSVD(A, K)
-    u, s, v = triplet(svd)
-    svd.add_rows(new)
-    for rule in (zha_simon_rows,):
-        U, S, V = rule(u, s, v, new)
-        np.testing.assert_allclose(S, svd.singular_values, rtol=1e-12)
-        np.testing.assert_allclose((U * S) @ V.T, product(svd), atol=1e-12)
-    one = brand_rows(u, s, v, new[:1])
-    np.testing.assert_allclose(one[1], zha_simon_rows(u, s, v, new[:1])[1], rtol=1e-12)
-    left, right = sparse(68, 3, 5), sparse(40, 3, 6)
-    U, S, V = zha_simon_change(*triplet(svd), left, right)
-    svd.change(left, right)
-    np.testing.assert_allclose((U * S) @ V.T, product(svd), atol=1e-12)
+CLASSICAL: dict[str, Callable[[Any], None]] = {
+    "rows": lambda one: one.add_rows(sparse(8, 40, 2)),
+    "columns": lambda one: one.add_columns(sparse(60, 5, 3)),
+    "entries": lambda one: one.change(sparse(60, 3, 5), sparse(40, 3, 6)),
+}
+
+
+@pytest.mark.parametrize("act", CLASSICAL)
+def test_the_classical_rules_agree(act: str) -> None:
+    svd = EvolvingSVD(sparse(60, 40, 1), K)
+    classical = ZhaSimon(*triplet(svd))
+    for one in (svd, classical):
+        CLASSICAL[act](one)
+    u, s, v = classical.triplet()
+    np.testing.assert_allclose(s, svd.singular_values, rtol=1e-12)
+    np.testing.assert_allclose((u * s) @ v.T, product(svd), atol=1e-12)
+
+
+def test_brand_one_after_the_other() -> None:
+    """Of a rank that is kept, one step after the other finds what all at once do, also after factors are formed."""
+    A = low_rank(90, 50, K - 3)
+    brand = Brand(*triplet(EvolvingSVD(A[:60, :40], K)))
+    brand.add_rows(A[60:, :40])
+    brand.add_columns(A[:, 40:])
+    brand.change(low_rank(90, 3, 1), low_rank(50, 3, 1, 4))
+    truth = A + low_rank(90, 3, 1) @ low_rank(50, 3, 1, 4).T
+    u, s, v = brand.triplet()
+    assert np.abs((u * s) @ v.T - truth.toarray()).max() < 1e-9
 
 
 def test_exact_where_the_rank_allows() -> None:
@@ -108,6 +121,66 @@ def test_exact_where_the_rank_allows() -> None:
     assert svd.obliqueness < 1e-10
     svd.change(-A[:, [3]], sp.csr_array(np.eye(50)[:, [3]]))
     assert np.abs(product(svd)[:, 3]).max() < 1e-9
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-14, 1e-10, 1e-7, 1e-4])
+@pytest.mark.parametrize("act", ["rows", "columns", "change"])
+def test_what_lies_nearly_inside_costs_no_digits(act: str, apart: float) -> None:
+    rng = np.random.default_rng(0)
+    svd = EvolvingSVD(sparse(60, 40, 0), K)
+    old, left = product(svd), svd.left @ rng.standard_normal((K, 4)) + apart * rng.standard_normal((60, 4))
+    right = svd.components.T @ rng.standard_normal((K, 4)) + apart * rng.standard_normal((40, 4))
+    if act == "rows":
+        svd.add_rows(right.T)
+        truth = np.vstack([old, right.T])
+    elif act == "columns":
+        svd.add_columns(left)
+        truth = np.hstack([old, left])
+    else:
+        svd.change(left, right)
+        truth = old + left @ right.T
+    assert np.abs(product(svd) - best(truth)).max() < 1e-12
+    assert svd.obliqueness < 1e-13
+
+
+def test_rows_that_repeat_each_other_or_are_of_other_sizes() -> None:
+    new = sparse(3, 40, 9).toarray()
+    for rows in (np.vstack([new, new, new * (1 + 1e-9)]), new * [[1e-9], [1.0], [1e9]], new * 1e-200, new * 1e150):
+        svd = EvolvingSVD(sparse(60, 40, 0), K)
+        truth = np.vstack([product(svd), rows])
+        svd.add_rows(rows)
+        assert np.abs(product(svd) - best(truth)).max() < 1e-13 * np.abs(truth).max()
+        assert svd.obliqueness < 1e-13
+
+
+@pytest.mark.parametrize("start", [sp.csr_array((20, 10)), np.outer(np.arange(20) == 3, np.arange(10)).astype(float)])
+def test_a_start_of_less_rank_than_components(start: Any) -> None:
+    svd = EvolvingSVD(start, 4)
+    new = sparse(2, 10, 1, 0.4)
+    svd.add_rows(new)
+    truth = np.vstack([sp.csr_array(start).toarray(), new.toarray()])
+    np.testing.assert_allclose(product(svd), truth, atol=1e-13)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "lil", "int8", "float16", "bool", "longdouble"])
+def test_entries_come_in_any_form(form: str) -> None:
+    new = (sparse(4, 40, 5).toarray() > 0) * 2.0
+    given = sp.csr_array(new).asformat(form) if len(form) == 3 else new.astype(form)
+    svd = EvolvingSVD(sparse(60, 40, 0), K)
+    old = product(svd)
+    svd.add_rows(given)
+    truth = np.vstack([old, np.asarray(new.astype(form) if form == "bool" else new, float)])
+    np.testing.assert_allclose(product(svd), best(truth), atol=1e-12)
+
+
+def test_rounding_is_watched() -> None:
+    """Once as many rows were touched as there are, factors that have become oblique are made orthonormal."""
+    svd = EvolvingSVD(sparse(60, 40, 0), K)
+    svd._right.room[:40] += 1e-6 * np.random.default_rng(0).standard_normal((40, K))
+    assert svd.obliqueness > 1e-7
+    for i in range(30):
+        svd.add_rows(sparse(4, 40, i))
+    assert svd.obliqueness < 1e-9
 
 
 def test_an_update_and_its_inverse() -> None:
@@ -168,11 +241,22 @@ def test_wrong_shapes_and_entries_are_refused() -> None:
         lambda: svd.add_columns(sparse(29, 2, 0)),
         lambda: svd.change(sparse(30, 2, 0), sparse(20, 3, 0)),
         lambda: svd.add_rows(sp.csr_array(np.full((1, 20), np.nan))),
+        lambda: svd.change(sparse(30, 1, 0), np.full((20, 1), np.inf)),
+        lambda: svd.add_rows(np.ones(20)),
+        lambda: svd.add_rows(np.ones((1, 20), complex)),
         lambda: EvolvingSVD(sparse(30, 20, 0), 20),
+        lambda: EvolvingSVD(sparse(30, 20, 0), 2.5),  # type: ignore[arg-type]
+        lambda: EvolvingSVD(sparse(30, 20, 0), 2, most=-1),
+        lambda: EvolvingSVD(np.full((30, 20), np.nan), 2),
     ]
     for act in wrong:
         with pytest.raises(InputError):
             act()
+    assert svd.shape == (30, 20)
+    assert svd.obliqueness < 1e-13
     svd.add_rows(sp.csr_array((0, 20)))
+    svd.add_columns(sp.csr_array((30, 0)))
+    svd.change(sp.csr_array((30, 0)), sp.csr_array((20, 0)))
+    svd.change(sp.csr_array((30, 2)), np.ones((20, 2)))
     svd.add_rows(sp.csr_array((2, 20)))
     assert svd.shape == (32, 20)

@@ -26,12 +26,12 @@ DUAL = ColumnProduct(F8, Standard(scale="std"), RNG.standard_normal(24))
 
 def moments(summary) -> tuple[np.ndarray, ...]:
     central = summary.centred()
-    return np.array([central.n, central.rows]), central.mean, central.scatter
+    return np.array([central.about.n, central.rows]), central.about.mean, central.scatter
 
 
 def products(summary) -> tuple[np.ndarray, ...]:
     central = summary.centred(LENS)
-    return np.array([central.n]), central.mean, central.squares, central.product
+    return np.array([central.about.n]), central.about.mean, central.squares, central.product
 
 
 def found(summary) -> tuple[np.ndarray, ...]:

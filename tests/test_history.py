@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import multiprocessing
 import os
+import threading
 import time
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from click.testing import CliRunner
+from zarr.storage import ObjectStore
 
 import pipeline.store.publish as publishing
+import pipeline.store.read as reading
 from pipeline import PCA, errors
 from pipeline.cli import main
 from pipeline.drift import drift
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.jobs.record import Record, records_in, whoever
+from pipeline.jobs.run import run_job
+from pipeline.jobs.spec import parse_job
+from pipeline.jobs.update import update_model
+from pipeline.matrix import Matrix
 from pipeline.store import expire, history, load, provenance_of, rollback, save, tag
-from pipeline.store.history import commit
+from pipeline.store.history import GRACE, commit
+from pipeline.store.objects import Objects
 from pipeline.store.probe import ABILITIES, probe
+from pipeline.store.read import open_store
 from tests.servers import SERVERS, Buckets
 from tests.test_store import check_whole, of_version
 
@@ -86,19 +100,18 @@ def test_tags_rollback_and_expiry(place: str) -> None:
     assert len(history(place).versions) == 5
     assert save(of_version(6), place, overwrite=True).number == 6
     assert history(place).versions[-1].parent == history(place).versions[2].id
-    if not place.startswith("icechunk"):
-        gone = expire(place, 2, grace=0)
-        assert [v.number for v in gone] == [1, 3, 4]
-        assert [v.number for v in history(place).versions] == [2, 5, 6]
-    else:
-        expire(place, 1, grace=0)
-    for number in (2, 5, 6):
+    gone = expire(place, 1, grace=0)
+    # Icechunk may keep more: what a tag has come from.
+    stay = [2, 5, 6] if not place.startswith("icechunk") else sorted({*range(1, 7)} - {v.number for v in gone})
+    assert gone
+    assert {2, 5, 6} <= set(stay)
+    assert [v.number for v in history(place).versions] == stay
+    for number in stay:
         assert load(place, number) == of_version(number)
     with pytest.raises(InputError, match="at least one"):
         expire(place, 0)
-    if not place.startswith("icechunk"):
-        with pytest.raises(StoreError, match="has no version"):
-            load(place, 1)
+    with pytest.raises(StoreError, match="has no version"):
+        load(place, gone[0].number)
 
 
 @pytest.mark.parametrize("place", [*KINDS, REMOTE], indirect=True)
@@ -399,6 +412,8 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("tag", model, "good", "1").strip() == f"{model}@1"
     assert run("rollback", model, "good").strip() == f"{model}@1"
     assert load(model).k == 2
+    assert json.loads(run("inspect", f"{model}@2", "--json"))["n_components"] == 3
+    assert "has no version" in run("inspect", f"{model}@9", code=2)
     assert "has no version" in run("rollback", model, "9", code=2)
     for k in (1, 2):
         PCA(k).fit(X).subspace_.save(model, overwrite=True)
@@ -426,6 +441,135 @@ def test_commit_is_open_to_any_dataset(tmp_path: Path) -> None:
     assert commit(ds, tmp_path / "m.zarr").number == 1
 
 
+def test_a_source_in_an_object_store_is_followed(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, model = f"{s3}/x.zarr", f"{s3}/m.zarr"
+    array = zarr.create_array(open_store(source, read_only=False), shape=(20, 6), chunks=(8, 6), dtype="f8")
+    array[...] = X[:20]
+    reads: list[tuple[int, int]] = []
+    real = Matrix.read_range
+
+    def counted(matrix: Matrix, start: int, stop: int, out: Any = None) -> np.ndarray:
+        reads.append((start, stop))
+        return real(matrix, start, stop, out)
+
+    monkeypatch.setattr(Matrix, "read_range", counted)
+    run_job(parse_job({"source": {"path": source}, "model": {"n_components": 6}, "output": {"model": model}}))
+    for rows in (36, 60):
+        before = array.shape[0]
+        array.resize((rows, 6))
+        array[before:] = X[before:rows]
+        reads.clear()
+        assert update_model(model, source).rows == rows - before
+        assert not update_model(model, source).rows
+        assert sum(b - a for a, b in reads) == rows - before
+    whole = PCA(6).fit(X).subspace_
+    assert load(model).distance(whole).max() < 1e-7
+    np.testing.assert_allclose(load(model).singular_values, whole.singular_values, rtol=1e-10)
+
+
+def test_who_reads_a_version_that_expires_in_an_object_store(s3: str) -> None:
+    from obstore.store import from_url
+
+    for number in (1, 2, 3):
+        save(of_version(number), s3, overwrite=number > 1)
+    first = history(s3).versions[0].path
+    assert [v.number for v in expire(s3, 1)] == [1, 2]
+    plain = ObjectStore(from_url(f"{s3}/{first}", client_options={"allow_http": True}))  # as docs/versions.md has it
+    assert check_whole(xr.open_zarr(plain).load()) == 1
+    with pytest.raises(StoreError, match="has no version"):
+        load(s3, 1)
+    with mock.patch.object(time, "time", return_value=time.time() + GRACE + 1):
+        assert not expire(s3, 1)
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(plain)
+
+
+class Flapping(BaseHTTPRequestHandler):
+    """What stands before an object store, and says that it is busy when its server's `refuses` has it so."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server.refuses(self.command):  # type: ignore[attr-defined]
+            status, data, headers = 503, b"<Error><Code>SlowDown</Code></Error>", []
+        else:
+            behind = http.client.HTTPConnection(self.server.behind)  # type: ignore[attr-defined]
+            behind.request(self.command, self.path, body, dict(self.headers))
+            got = behind.getresponse()
+            status, data, headers = got.status, got.read(), got.getheaders()
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() in ("etag", "last-modified", "content-type", "content-range"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+class Gate:
+    """A flapping store: `down` are the numbers of the writes that it refuses."""
+
+    def __init__(self, behind: str) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Flapping)
+        self.server.behind, self.server.refuses = behind.removeprefix("http://"), self.refuses  # type: ignore[attr-defined]
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        self.opened(range(0))
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def opened(self, down: range) -> None:
+        self.writes, self.down = 0, down
+
+    def refuses(self, command: str) -> bool:
+        self.writes += command == "PUT"
+        return command == "PUT" and self.writes in self.down
+
+
+_MS = timedelta(milliseconds=1)
+QUICK = {"max_retries": 2, "backoff": {"init_backoff": _MS, "max_backoff": 10 * _MS, "base": 2}}
+
+
+def flapping_at_each_write(place: str, steps: int) -> str:
+    """Publishes through a store that refuses one write, or all from there on, at each (or some) of the writes."""
+    gate = Gate(os.environ["AWS_ENDPOINT_URL"])
+    endless, done = range(10**9), 1
+    with (
+        mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": gate.address}),
+        mock.patch.object(reading, "RETRIES", QUICK),
+    ):
+        save(of_version(1), place)
+        writes = gate.writes
+        for step in sorted({*range(1, writes + 1, max(1, writes // steps)), writes}):
+            done += 1
+            gate.opened(range(step, step + 1))
+            kept = of_version(1 + 6 * done)  # of as many files as all others here
+            save(kept, place, overwrite=True)
+            assert gate.writes == writes + 1
+            gate.opened(endless[step:])
+            with pytest.raises(StoreError, match=r"was stored before is as it was|not known whether"):
+                save(of_version(-1), place, overwrite=True)
+            assert gate.writes == step + 2
+            gate.opened(range(0))
+            assert load(place) == kept
+            told = history(place)
+            assert len(told.versions) == done
+            objects = Objects(open_store(place), place).listed(None)
+            held = {"/".join(o["path"].split("/")[:2]) for o in objects}
+            if step < writes:  # the outcome of the last one is not known: its files stay for a day
+                assert held == {"zarr.json", *(v.path for v in told.versions)}
+    gate.server.shutdown()
+    return f"{done - 1} of {writes} writes refused once and for good: {done - 1} published, {done - 1} told, 0 lost"
+
+
+def test_a_store_that_flaps(bucket: Buckets) -> None:
+    flapping_at_each_write(bucket("moto"), 2)
+
+
 def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: str) -> None:
     assert probe(s3) == dict.fromkeys(ABILITIES, "")
     for id in ("a", "b"):
@@ -435,3 +579,7 @@ def test_an_object_store_keeps_jobs_and_passes_the_doctor(s3: str) -> None:
     record.end("failed", error={"sentence": "no"})
     assert [(r.id, r.state) for r in records_in(s3)] == [("a", "running"), ("b", "failed")]
     assert "404" in probe("s3://no-such-bucket/x")["read"]
+    with mock.patch.object(Matrix, "read_range", side_effect=AssertionError), pytest.raises(StoreError, match="404"):
+        run_job(
+            parse_job({"source": {"path": "x"}, "model": {"n_components": 1}, "output": {"model": "s3://no-bucket/x"}})
+        )

@@ -26,7 +26,7 @@ from pipeline.intake.files import FORMATS
 from pipeline.jobs.update import update_model
 from pipeline.store import history
 from pipeline.store.growing import Batch, batches_of, growing
-from pipeline.urls import open_url
+from pipeline.store.read import open_store
 from tests.servers import Buckets
 
 RNG = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def keys_of(store: str) -> list[str]:
     """The objects of a store in S3."""
     import obstore
 
-    return [o["path"] for batch in obstore.list(open_url(store).store) for o in batch]
+    return [o["path"] for batch in obstore.list(open_store(store).store) for o in batch]
 
 
 def entries(store: Path | str) -> np.ndarray:
@@ -291,7 +291,7 @@ def test_killed_anywhere_the_store_is_whole_and_the_rerun_completes(
         assert ingest(store, tmp_path / "1.nc").n_samples == 37
         np.testing.assert_array_equal(entries(store)[:, 1:], ROWS[:37, 1:])
         assert zarr.open_array(store / "sst").shape[0] == 37
-        assert not list(tmp_path.glob(".store.*.batch"))
+        assert not list(tmp_path.glob(".store.*.partial"))
     assert kills > 4
 
 
@@ -336,7 +336,7 @@ def test_a_store_in_s3_grows_too(server: str, suffix: str, bucket: Buckets, tmp_
     with pytest.raises(InputError, match="10 of its 10 samples are in s3"):
         ingest(store, tmp_path / f"wrong{suffix}")
     taken = bucket(server)
-    obstore.put(open_url(taken).store, "mine", b"not a store")
+    obstore.put(open_store(taken, read_only=False).store, "mine", b"not a store")
     with pytest.raises(StoreError, match="another place"):
         ingest(taken, tmp_path / f"0{suffix}")
 

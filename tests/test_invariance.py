@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -35,6 +39,34 @@ def test_any_chunks_any_blocks_any_scheduler(chunks, block: int, solver: str, sc
     array[...] = X
     with dask.config.set(scheduler=scheduler):
         agrees(fitted(array, 4, solver, block=block))
+
+
+def pieces(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Lengths of chunks, no two of which need be the same, that n is cut into."""
+    cuts = st.sets(st.integers(1, n - 1), max_size=6)
+    return cuts.map(lambda at: tuple(np.diff([0, *sorted(at), n]).tolist()))
+
+
+@settings(max_examples=int(os.environ.get("CHAOS_EXAMPLES", "8")), deadline=None)
+@given(
+    chunks=st.tuples(st.integers(1, 40), st.integers(1, 24)),
+    shards=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    dask_chunks=st.tuples(pieces(90), pieces(24)),
+    block=st.integers(1, 90),
+)
+def test_chunks_shards_and_dask_chunks_in_any_relation(chunks, shards, dask_chunks, block: int) -> None:
+    """Whatever is read from is whole, and what is written to its own chunks is, too."""
+    sharded = shards and tuple(c * n for c, n in zip(chunks, shards, strict=True))
+    array = zarr.create_array(zarr.storage.MemoryStore(), shape=X.shape, chunks=chunks, shards=sharded, dtype="f8")
+    array[...] = X
+    whole = PCA(4).fit(X)
+    for source in (array, da.from_array(array, chunks=dask_chunks), da.from_array(X, chunks=dask_chunks)):
+        matrix = open_matrix(source)
+        agrees(fitted(matrix, 4, block=None if isinstance(source, da.Array) else block))
+        np.testing.assert_array_equal(np.concatenate([matrix.read(i) for i in range(matrix.n_blocks)]), X)
+        with tempfile.TemporaryDirectory() as folder:
+            written = whole.transform(matrix, out=f"{folder}/scores.zarr")
+            np.testing.assert_allclose(written.values, whole.transform(X), atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

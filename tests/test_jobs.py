@@ -165,6 +165,10 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
         check_outputs([new, new], data)
     with pytest.raises(StoreError, match="cannot be written"):
         check_outputs([str(Path(there) / "below-a-file")], data)
+    for product in ("scores", "report"):
+        job = {"source": {"path": data}, "model": {"n_components": 1}, "output": {"model": new, product: "s3://b/p"}}
+        with pytest.raises(InputError, match="go to a local disk"):
+            run_job(parse_job(job))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.zarr", "there"]
 
 

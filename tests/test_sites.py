@@ -101,8 +101,8 @@ def test_no_row_leaves_its_workers(client: Client, tmp_path: Path, aggregation: 
         assert sine(found) < 0.2
     for (_, log), workers in zip(opened_here, places, strict=True):
         readers = {int(pid) for pid in Path(log).read_text().split()}
+        assert readers
         assert readers <= {pids[w] for w in workers}
-        assert len(readers) == len(workers)
     # What went over the wire between workers is less than the rows of any site, whatever the round.
     rows = min(p.nbytes for p in PARTS)
     assert crossed(client) - before < rows

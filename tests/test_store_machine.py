@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import HealthCheck, settings
@@ -19,9 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import pipeline.store.head
+from pipeline import PCA
 from pipeline.errors import ConflictError, StoreError
 from pipeline.store import expire, history, load, rollback, save, tag
-from tests.test_store import Faulty, subspace
+from pipeline.store.head import Version
+from pipeline.subspace import Subspace
+from tests.test_store import Faulty
 
 CALLS = ("replace", "rename", "link", "unlink", "open", "mkdir", "fsync")
 
@@ -35,47 +39,51 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.model, self.value = self.folder / "m.zarr", 1.0
+        self.folder, self.rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+        self.model = self.folder / "m.zarr"
         self.patches = [
             mock.patch.object(pipeline.store.head, "GRACE", 0.0),
             mock.patch.object(os, "fsync", return_value=None),
         ]
         for patch in self.patches:
             patch.start()
-        first = save(self.next(), self.model)
-        self.versions: dict[int, float] = {1: self.value}
+        self.versions: dict[int, Subspace] = {}
         self.tags: dict[str, int] = {}
-        self.head, self.ids = 1, {1: first.id}
+        self.head, self.ids = 0, dict[int, str]()
+        value = self.fitted()
+        self.published(save(value, self.model), value)
 
-    def next(self) -> Any:
-        self.value += 1
-        return subspace(self.value, k=1, d=2)
+    def fitted(self) -> Subspace:
+        return PCA(1, solver="gram").fit(self.rng.standard_normal((4, 2))).subspace_
 
     def teardown(self) -> None:
         for patch in getattr(self, "patches", ()):
             patch.stop()
         shutil.rmtree(getattr(self, "folder", "/nonexistent"), ignore_errors=True)
 
-    def published(self, version: Any) -> None:
+    def published(self, version: Version, value: Subspace) -> None:
         assert version.number not in self.ids
-        self.versions[version.number], self.ids[version.number] = self.value, version.id
+        self.versions[version.number], self.ids[version.number] = value, version.id
         self.head = version.number
 
     @rule()
-    def publish(self) -> None:
-        self.published(save(self.next(), self.model, overwrite=True))
+    def fit(self) -> None:
+        value = self.fitted()
+        self.published(save(value, self.model, overwrite=True), value)
 
-    @rule()
-    def publish_after_the_head(self) -> None:
-        self.published(save(self.next(), self.model, overwrite=True, parent=self.ids[self.head], kind="update"))
+    @rule(forget=st.sampled_from([1.0, 0.5]))
+    def update(self, forget: float) -> None:
+        value = load(self.model).update(self.rng.standard_normal((3, 2)), forget=forget)
+        version = save(value, self.model, overwrite=True, parent=self.ids[self.head], kind="update")
+        assert version.parent == self.ids[self.head]
+        self.published(version, value)
 
     @rule()
     def two_writers(self) -> None:
-        parent = self.ids[self.head]
-        self.published(save(self.next(), self.model, overwrite=True, parent=parent))
+        parent, value = self.ids[self.head], self.fitted()
+        self.published(save(value, self.model, overwrite=True, parent=parent), value)
         with pytest.raises(ConflictError):
-            save(subspace(-1.0, k=1, d=2), self.model, overwrite=True, parent=parent)
+            save(self.fitted(), self.model, overwrite=True, parent=parent)
 
     @rule(data=st.data())
     def go_back(self, data: st.DataObject) -> None:
@@ -96,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert gone == set(self.versions) - stay
         self.versions = {number: value for number, value in self.versions.items() if number in stay}
 
-    @precondition(lambda self: self.value < 12)
+    @precondition(lambda self: len(self.ids) < 12)
     @rule(call=st.sampled_from(CALLS), step=st.integers(1, 25), dead=st.booleans())
     def killed(self, call: str, step: int, dead: bool) -> None:
         """An operation of the disk fails, or the process ends there."""
@@ -111,14 +119,15 @@ class StoreMachine(RuleBasedStateMachine):
                         raise Killed from None
                     raise
 
+        value = self.fitted()
         with mock.patch.object(os, call, Ending(getattr(os, call), step)), suppress(StoreError, Killed):
-            save(self.next(), self.model, overwrite=True)
+            save(value, self.model, overwrite=True)
         now = history(self.model)
         assert {v.id for v in before.versions} <= {v.id for v in now.versions}
         if now.head == self.ids[old]:
             assert len(now.versions) == len(before.versions)
         else:
-            self.published(now.versions[-1])
+            self.published(now.versions[-1], value)
 
     @invariant()
     def nothing_is_lost_or_mixed(self) -> None:
@@ -129,9 +138,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert told.head == self.ids[self.head]
         assert {name: self.ids[n] for name, n in self.tags.items()} == dict(told.tags)
         for number, value in self.versions.items():
-            assert load(self.model, number) == subspace(value, k=1, d=2)
-        assert load(self.model) == subspace(self.versions[self.head], k=1, d=2)
-        assert xr.open_zarr(self.model).attrs["n_samples"] == self.versions[self.head]
+            assert load(self.model, number) == value
+        assert load(self.model) == self.versions[self.head]
+        head = xr.open_zarr(self.model)
+        np.testing.assert_array_equal(head["components"].values, self.versions[self.head].components)
+        assert head.attrs["n_samples"] == self.versions[self.head].n_samples
 
 
 StoreMachine.TestCase.settings = settings(

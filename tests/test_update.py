@@ -246,8 +246,13 @@ def test_the_same_batch_twice_is_one_version(grown: Any, tmp_path: Path) -> None
     grown.run("update", grown.model, str(tmp_path / "b.zarr"), "--remove")
     same(load(grown.model), fit(LOW[:40]), 1e-6)
     grown.run("update", grown.model, str(tmp_path / "b.zarr"), "--remove", code=2)
-    grown.run("update", grown.model, str(tmp_path / "a.zarr"))
+    removal = json.loads(grown.run("log", grown.model, "--json"))
+    assert [v["content"] for v in removal[:2]] == [removal[1]["content"]] * 2
+    assert removal[0]["provenance"]["change"]["rows"] == -50
+    grown.run("update", grown.model, str(tmp_path / "b.zarr"))
     assert load(grown.model).n_samples == N
+    grown.run("update", grown.model, grown.path)
+    assert len(history(grown.model).versions) == 4
 
 
 def test_a_copy_that_has_grown_is_known_by_its_content(grown: Any, tmp_path: Path) -> None:
@@ -262,17 +267,15 @@ def test_a_copy_that_has_grown_is_known_by_its_content(grown: Any, tmp_path: Pat
 def test_rows_that_changed_are_not_followed(grown: Any) -> None:
     grown.run("fit", grown.path, "-n", str(R), "--out", grown.model)
     grown.grow()
-    array = zarr.open_array(grown.path, mode="r+")
-    array[5] = LOW[5]  # written again, and the same: known by what it holds
-    grown.run("update", grown.model, grown.path)
+    for _ in range(2):
+        grown.grow()
+        array = zarr.open_array(grown.path, mode="r+")
+        array[5], array[45] = LOW[5], LOW[45]  # written again, and the same: known by what they hold
+        grown.run("update", grown.model, grown.path)
+    assert load(grown.model).n_samples == 70
     grown.grow()
     array = zarr.open_array(grown.path, mode="r+")
-    array[5], array[45] = LOW[5], LOW[45]
-    grown.run("update", grown.model, grown.path)
-    same(load(grown.model), fit(array[:]))
-    grown.grow()
-    array = zarr.open_array(grown.path, mode="r+")
-    array[5] = 0.0
+    array[45] = 0.0
     assert "no longer those" in grown.run("update", grown.model, grown.path, code=2)
     array.resize((20, D))
     assert "cannot vanish" in grown.run("update", grown.model, grown.path, code=2)
@@ -319,6 +322,12 @@ def test_what_does_not_fit_the_model(grown: Any, tmp_path: Path) -> None:
     assert "row 3" in grown.run("update", grown.model, str(tmp_path / "bad.zarr"), code=2)
     assert "does not exist" in grown.run("update", grown.model, str(tmp_path / "nothing.zarr"), code=2)
     assert "does not exist" in grown.run("update", str(tmp_path / "no model"), grown.path, code=2)
+    again = ("update", grown.model, str(tmp_path / "bad.zarr"))
+    assert "forget=0.0" in grown.run(*again, "--forget", "0", code=2)
+    assert "not both" in grown.run(*again, "--forget", "0.5", "--remove", code=2)
+    grown.run("fit", grown.path, "-n", "2", "--robust", "spherical", "--out", str(tmp_path / "r.zarr"))
+    assert "robust fit" in grown.run("update", str(tmp_path / "r.zarr"), str(tmp_path / "narrow.zarr"), code=2)
+    assert "exists already" in grown.run(*again, "--out", str(tmp_path / "narrow.zarr"), code=2)
     assert len(history(grown.model).versions) == 1
 
 

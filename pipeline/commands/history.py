@@ -12,6 +12,7 @@ from pipeline.cli import _quiet as quiet
 from pipeline.cli import _scheduler as scheduler_option
 from pipeline.cli import _source as source_of
 from pipeline.cli import _source_options as source_options
+from pipeline.cli import place_and_version
 from pipeline.console import say, showing_progress
 
 __all__ = ["diff", "expire", "log", "rollback", "tag", "update"]
@@ -74,7 +75,7 @@ def diff(a: str, b: str, as_json: bool) -> None:
     from pipeline.drift import drift
     from pipeline.store import load
 
-    found = drift(*(load(*_place_and_version(text)) for text in (a, b)))
+    found = drift(*(load(*place_and_version(text)) for text in (a, b)))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -161,9 +162,3 @@ def update(
     if not quiet(ctx):
         say(str(result))
     click.echo(result.place)
-
-
-def _place_and_version(text: str) -> tuple[str, str | None]:
-    """MODEL@VERSION as two words; what is a place as it stands is one."""
-    place, at, version = text.rpartition("@")
-    return (place, version) if at and version and "/" not in version else (text, None)

@@ -171,8 +171,8 @@ class AnomalyDetector(BaseEstimator):
             return np.array([m1, (m2 - m1**2) / 2, (m3 - 3 * m1 * m2 + 2 * m1**3) / 8])
         moments, _ = walk(matrix, RowMoments(np.dtype(np.float64), np.ones(s.n_features), None, matrix.sample_weights))
         moments = moments.centred()
-        gap = np.where(s.present, moments.mean, 0.0) - s.offset
-        z = (moments.scatter / moments.n + np.outer(gap, gap)) * np.outer(s.factor, s.factor)
+        gap = np.where(s.present, moments.about.mean, 0.0) - s.offset
+        z = (moments.scatter / moments.about.n + np.outer(gap, gap)) * np.outer(s.factor, s.factor)
         v = np.asarray(s.basis, np.float64)
         rest = np.eye(s.n_features) - v.T @ v
         left = np.linalg.eigvalsh(rest @ z @ rest)

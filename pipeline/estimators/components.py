@@ -105,8 +105,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return self.fit(X, y, **fit_params).transform(X)
         _check_ignored(y)
         matrix = open_for_fit(self, X)
-        source, plain = matrix.source, matrix.work_dtype.kind == "f" and self.missing != "em"
-        if source.held or source.implicit or source.collections or matrix.sample_weights is not None or not plain:
+        known = matrix.source.held or matrix.source.collections
+        if known or matrix.sample_weights is not None or self.missing == "em":
             self._found(matrix, with_scores=False)
             return self.transform(X)
         return self._found(matrix, with_scores=True)

@@ -53,14 +53,13 @@ class Local:
         """Mean (d,) with NaN at features without values, and sums of squares about it (d,), in the data's units."""
         if self._keeps:
             kept = self._moments()
-            mean, squares = kept.mean, np.maximum(np.diag(kept.scatter), 0.0)
-            absent = kept.absent
+            about, squares = kept.about, np.maximum(np.diag(kept.scatter), 0.0)
         else:
             lens = np.zeros((self.X.shape[1], 0))
             found = self._walk(RowProduct(self.X.work_dtype, lens, True, np.zeros(0), self.X.sample_weights))
             found = found.centred(lens)
-            mean, squares, absent = found.mean, found.squares, found.absent
-        return np.where(absent, np.nan, mean), np.where(absent, 0.0, squares)
+            about, squares = found.about, found.squares
+        return np.where(about.absent, np.nan, about.mean), np.where(about.absent, 0.0, squares)
 
     def standard(self, request: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
         """What rows are centred and divided by: what the sites share, or with 'site' the site's own."""
@@ -78,13 +77,13 @@ class Local:
         lens = factor[:, None] * block.T
         if self._keeps:
             kept = self._moments()
-            own, there = kept.mean, ~kept.absent
+            own, there = kept.about.mean, ~kept.about.absent
             product = factor * (kept.scatter @ lens).T
             rounding = kept.rounding.norm(factor * there)
         else:
             probe = np.random.default_rng(0).standard_normal(lens.shape[1])
             found = self._walk(RowProduct(self.X.work_dtype, lens, False, probe, self.X.sample_weights)).centred(lens)
-            own, there = found.mean, ~found.absent
+            own, there = found.about.mean, ~found.about.absent
             product = factor * found.product
             rounding = found.rounding.norm(factor * there)
         gap = np.where(there, own if mean is None else own - np.where(np.isfinite(mean), mean, own), 0.0) * factor

@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.federation.local import Local
 from pipeline.federation.privacy import DP, Ledger, noisy, noisy_symmetric
 from pipeline.federation.record import Record
-from pipeline.folds import Moments
+from pipeline.folds import About, Moments
 from pipeline.folds.clipped import RowClipped
 from pipeline.kernels.linalg import eigh_descending, fix_signs
 from pipeline.kernels.rounding import Rounding
@@ -53,17 +53,15 @@ class PrivateLocal(Local):
         second = self._walk(RowClipped(mean, factor, limit))
         scatter = noisy_symmetric(second.scatter, math.sqrt(2) * limit**2, of_scatter, rng)
         scatter = scatter * unit * unit[:, None]
-        none = np.zeros(d)
-        return Moments(
-            float(n), n, mean, np.zeros(d, bool), none, scatter, np.diag(scatter).copy(), Rounding(), central=True
-        )
+        about = About(float(n), mean, np.zeros(d, bool), np.zeros(d))
+        return Moments(about, n, scatter, np.diag(scatter).copy(), Rounding(), central=True)
 
     def subspace(self, request: Record) -> Subspace:
         facts, kept, factor = request.facts, self._moments(), self.factor(None)
         z = kept.scatter * factor * factor[:, None]
         spread = float(np.trace(z))
         if not facts["center"]:
-            z = z + self.n * np.outer(kept.mean * factor, kept.mean * factor)
+            z = z + self.n * np.outer(kept.about.mean * factor, kept.about.mean * factor)
         k = min(int(facts["k"]), *self.X.shape)
         values, vectors = eigh_descending(z, k)
         rows = vectors.T * fix_signs(vectors.T)[:, None]
@@ -71,7 +69,7 @@ class PrivateLocal(Local):
         return Subspace(
             rows,
             np.sqrt(np.maximum(values, 0.0)),
-            kept.mean,
+            kept.about.mean,
             self.n,
             spread / dof,
             np.full(k, 1e6),  # nothing is known of the rows themselves

@@ -1,5 +1,6 @@
 """The folds that solvers are made of: moments, products with a thin matrix, the factor of the long side, scores."""
 
+from pipeline.folds.about import About
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.defects import Defects
 from pipeline.folds.digest import Digest, RowDigest
@@ -10,6 +11,7 @@ from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.witness import Content, Witness, witnessed
 
 __all__ = [
+    "About",
     "ColumnFactor",
     "ColumnProduct",
     "ColumnScores",

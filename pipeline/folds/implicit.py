@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.folds.about import About
 from pipeline.folds.columns import ColumnFactor, ColumnProduct, Dual, Factor, Standard
 from pipeline.folds.defects import Defects, Found
 from pipeline.folds.means import Observed, RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.pairing import Pair, Pairing
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.sketches import ColumnSketch, ColumnSketches, RowSketch, RowSketches
 from pipeline.folds.witness import Seen, Witness
 from pipeline.kernels.blocks import LOUDEST, spread_of
@@ -58,7 +60,7 @@ def _moments(fold: RowMoments, x: ImplicitBlock, at: tuple[int, int], held: Mome
     x.add_gram(scatter, weights, about=_over(sums, n))
     energy = x.squares(weights)
     _check_loud(float(energy.sum()))
-    found = Moments(n, x.shape[0], pilot, absent, sums, scatter, energy, Rounding(), central=True)
+    found = Moments(About(n, pilot, absent, sums), x.shape[0], scatter, energy, Rounding(), central=True)
     return found if held is None else fold.combine(held, found)
 
 
@@ -76,7 +78,8 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
     none = np.zeros(x.shape[1])
     squares, energy = (x.squares(weights, middle), x.squares(weights)) if fold.squares else (none, none)
     _check_loud(float(energy.sum()))
-    found = Products(n, pilot, absent, sums, squares, energy, product.conj().T, Rounding(), central=True)
+    about = About(n, pilot, absent, sums)
+    found = Products(about, squares, energy, product.conj().T, Rounding(), central=True)
     return found if held is None else fold.combine(held, found)
 
 
@@ -111,6 +114,19 @@ def _column_factor(fold: ColumnFactor, x: ImplicitBlock, at: tuple[int, int], he
 
 
 @implicit_block.register
+def _row_scores(fold: RowScores, x: ImplicitBlock, at: tuple[int, int], held: list[Any] | None) -> list[Any]:
+    x, _ = _present(x)
+    return [*(held or []), (at[0], (x.times(fold.lens) - fold.offset @ fold.lens).astype(fold.dtype))]
+
+
+@implicit_block.register
+def _column_scores(fold: ColumnScores, x: ImplicitBlock, at: tuple[int, int], held: np.ndarray | None) -> np.ndarray:
+    x, columns = _Columns.of(fold.standard, x, at)
+    part = columns.times(x, fold.right[at[0] : at[1]])
+    return part if held is None else np.add(held, part, out=held)
+
+
+@implicit_block.register
 def _means(fold: RowMeans, x: ImplicitBlock, at: tuple[int, int], held: Observed | None) -> Observed:
     weights = _part(fold.weights, at)
     x, unseen, missing = x.observed(weights)
@@ -142,7 +158,7 @@ def _row_sketch(fold: RowSketch, x: ImplicitBlock, at: tuple[int, int], held: Ro
     theta = signs(fold.seed, *at, fold.number) * fold.roots(at)
     x, _ = _present(x)
     sums = theta.sum(axis=1)
-    signed = x.adjoint(theta.T).conj().T - np.outer(sums, products.pilot)
+    signed = x.adjoint(theta.T).conj().T - np.outer(sums, products.about.pilot)
     found = RowSketches(products, signed, sums)
     return found if held is None else fold.combine(held, found)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.folds.moments import chan
+from pipeline.folds.about import About
 from pipeline.folds.rows import SHIFTED, Rows, shifted
 from pipeline.kernels.blocks import (
     column_squares,
@@ -31,38 +31,26 @@ __all__ = ["Products", "RowProduct"]
 
 @dataclass(frozen=True)
 class Products:
-    """Weight n, sums (d,) about a pilot (d,), sums of squares (d,) about it, and the product (C R)^H (l, d).
+    """Where rows lie, sums of squares (d,) about their pilot, and the product (C R)^H (l, d).
 
-    The squares and the product of `central` ones are about the mean, which is pilot + sums / n. `energy` (d,) are the
-    sums of squares as they were accumulated: what rounding errors are relative to.
+    The squares and the product of `central` ones are about the mean. `energy` (d,) are the sums of squares as they were
+    accumulated: what rounding errors are relative to.
     """
 
-    n: float
-    pilot: np.ndarray
-    absent: np.ndarray
-    sums: np.ndarray
+    about: About
     squares: np.ndarray
     energy: np.ndarray
     product: np.ndarray
     rounding: Rounding
     central: bool = False
 
-    @property
-    def shift(self) -> np.ndarray:
-        """(d,) from the pilot to the weighted mean."""
-        return self.sums / self.n if self.n else np.zeros_like(self.sums)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """(d,) weighted mean."""
-        return self.pilot + self.shift
-
     def centred(self, lens: np.ndarray) -> Products:
         """The same about the mean."""
         if self.central:
             return self
-        product = self.product - np.outer((self.sums @ lens).conj(), self.shift)
-        squares = np.maximum(self.squares - (self.sums * self.shift.conj()).real, 0.0)
+        sums, shift = self.about.sums, self.about.shift
+        product = self.product - np.outer((sums @ lens).conj(), shift)
+        squares = np.maximum(self.squares - (sums * shift.conj()).real, 0.0)
         return replace(self, squares=squares, energy=self.squares, product=product, central=True)
 
 
@@ -78,8 +66,8 @@ class RowProduct:
         Float64; in the data's own units.
     squares : bool
         Whether sums of squares are wanted: they are, once.
-    probe : (l,) array
-        A random vector that rounding is measured with.
+    probe : (l,) array, optional
+        A random vector that rounding is measured with; None where blocks are not measured.
     weights : (n,) array, optional
         How much each row counts.
     """
@@ -87,7 +75,7 @@ class RowProduct:
     dtype: np.dtype[Any]
     lens: np.ndarray
     squares: bool
-    probe: np.ndarray
+    probe: np.ndarray | None
     weights: np.ndarray | None = None
     side: int = ROWS
     readiness: ClassVar[str] = SHIFTED
@@ -95,11 +83,14 @@ class RowProduct:
     def prepare(self, x: np.ndarray, at: tuple[int, int], first: Rows | None) -> Rows:
         return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
 
+    def unmeasured(self) -> RowProduct:
+        return replace(self, probe=None)
+
     def block(self, x: Rows, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]) -> Products:
         rows, (d, l) = x.x, self.lens.shape
         if held is None:
             none = np.zeros(d)
-            held = Products(0.0, x.pilot, x.absent, none, none, none, np.zeros((l, d), doubled(self.dtype)), Rounding())
+            held = Products(About.pilot_of(x), none, none, np.zeros((l, d), doubled(self.dtype)), Rounding())
             scratch["product"] = np.empty((l, d), self.dtype)
             scratch["lens"] = np.ascontiguousarray(self.lens, self.dtype)
         # The transpose of the product: its rows are long, as those of the block, and BLAS runs along them.
@@ -111,22 +102,20 @@ class RowProduct:
             energy = float(wide_squares(rows).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
-        if single(self.dtype) and held.rounding.due(energy):
+        if self.probe is not None and single(self.dtype) and held.rounding.due(energy):
             exact = product_in_float64(rows, self.lens @ self.probe)
             rounding = held.rounding + measured(self.probe @ product.astype(doubled(self.dtype)) - exact.conj(), energy)
         squares: np.ndarray | float = 0.0
         if self.squares:
             squares = wide_squares(rows) if wide else column_squares(rows)
-        return replace(
-            held, n=held.n + x.weight, sums=held.sums + x.sums, squares=held.squares + squares, rounding=rounding
-        )
+        return replace(held, about=held.about.plus(x), squares=held.squares + squares, rounding=rounding)
 
     def combine(self, a: Products, b: Products) -> Products:
-        n, sums, gap = chan(a, b)
+        about, gap = a.about.joined(b.about)
         a, b = a.centred(self.lens), b.centred(self.lens)
         product = a.product + b.product
         product += np.outer((gap @ self.lens).conj(), gap)
         squares = a.squares + b.squares + magnitudes(gap)
         energy = a.energy + b.energy + magnitudes(gap)
         rounding = a.rounding + b.rounding
-        return Products(n, a.pilot, a.absent, sums, squares, energy, product, rounding, central=True)
+        return Products(about, squares, energy, product, rounding, central=True)

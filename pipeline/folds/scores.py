@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.folds.columns import STANDARDISED, Columns, Standard
 from pipeline.folds.rows import SHIFTED, Rows, shifted
+from pipeline.kernels.blocks import doubled
 from pipeline.sources import COLUMNS, ROWS
 
 __all__ = ["ColumnScores", "RowScores"]
@@ -51,7 +52,7 @@ class ColumnScores:
         return self.standard.apply(x, at)
 
     def block(self, x: Columns, at: tuple[int, int], held: np.ndarray | None, scratch: dict[str, Any]) -> np.ndarray:
-        part = (x.x @ self.right[at[0] : at[1]].astype(self.dtype)).astype(np.float64)
+        part = (x.x @ self.right[at[0] : at[1]].astype(self.dtype)).astype(doubled(self.dtype))
         return part if held is None else np.add(held, part, out=held)
 
     def combine(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

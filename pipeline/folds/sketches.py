@@ -31,7 +31,7 @@ class RowSketches:
 
     def about(self, centre: np.ndarray) -> np.ndarray:
         """Theta (X - 1 centre^T) (q, d)."""
-        return self.signed + np.outer(self.sums, self.products.pilot - centre)
+        return self.signed + np.outer(self.sums, self.products.about.pilot - centre)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class RowSketch:
 
     def combine(self, a: RowSketches, b: RowSketches) -> RowSketches:
         products = self.product.combine(a.products, b.products)
-        return RowSketches(products, a.signed + b.about(a.products.pilot), a.sums + b.sums)
+        return RowSketches(products, a.signed + b.about(a.products.about.pilot), a.sums + b.sums)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.fold import Fold, Preparing
+from pipeline.fold import Fold, Preparing, unmeasured
 from pipeline.kernels.content import content_id, mixed_rows, piece_edges, row_bits, sparse_row_bits, stretch_sums
 from pipeline.sources import ROWS
 
@@ -76,6 +76,9 @@ class Witness:
     def stretches(self) -> np.ndarray:
         """(m + 1,) edges of the stretches."""
         return piece_edges(0, self.n, self.d) if self.edges is None else self.edges
+
+    def unmeasured(self) -> Witness:
+        return replace(self, fold=unmeasured(self.fold))
 
     def block(self, x: Any, at: tuple[int, int], held: Seen | None, scratch: dict[str, np.ndarray]) -> Seen:
         return self._seen(x, self._hashes(x, at), at, held, scratch)

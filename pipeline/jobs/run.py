@@ -23,6 +23,7 @@ from pipeline.plans import Plan, plan
 from pipeline.store import history, load, save
 from pipeline.store.checkpoint import checkpoint_at
 from pipeline.store.head import ROOT
+from pipeline.store.probe import probe
 from pipeline.store.read import is_icechunk, locate
 from pipeline.subspace import Subspace
 
@@ -252,11 +253,20 @@ def head_of(output: str, overwrite: bool) -> str | None:
 def _place(spec: JobSpec, job: str | None) -> tuple[str, str | None, Subspace | None]:
     """Where the model goes, the version that it is to follow, and the model where this very job has published it."""
     output = spec.output
+    for product in filter(None, (output.scores, output.report)):
+        if "://" in product:
+            raise InputError(
+                f"{product} cannot be written: scores and reports go to a local disk, only models elsewhere"
+            )
     place = place_of(output)
     done = None if job is None or not _may_exist(output.model) else _published(place, job)
     overwrite = output.overwrite or done is not None
     check_outputs([output.model, output.scores, output.report], spec.source.path, overwrite=overwrite)
     _check_apart(spec)
+    if "://" in output.model:
+        told = probe(place)
+        if why := told["read"] or told["write"]:
+            raise StoreError(f"{output.model} cannot be written: {why}")
     return place, head_of(place, overwrite), done
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.driver import check_entries
-from pipeline.errors import InputError, NonfiniteError
+from pipeline.errors import InputError, NonfiniteError, StoreError
 from pipeline.estimators.pca import PCA
+from pipeline.estimators.robust_pca import RobustPCA
 from pipeline.estimators.truncated_svd import TruncatedSVD
 from pipeline.folds import Content, Witness
 from pipeline.folds.factors import RowFactor
-from pipeline.jobs.run import open_source
+from pipeline.jobs.run import check_outputs, open_source
 from pipeline.jobs.spec import SourceSpec
 from pipeline.kernels.content import piece_edges
 from pipeline.matrix import Matrix
 from pipeline.provenance import provenance, whereabouts
 from pipeline.store import history, load, save
 from pipeline.subspace import Subspace
-from pipeline.updating import aligned, discounted, subtracted
+from pipeline.updating import aligned, check_change, discounted, subtracted
 from pipeline.walk import walk
 
 __all__ = ["Updated", "content_of", "update_model"]
@@ -76,41 +78,57 @@ def update_model(
     Raises
     ------
     InputError
-        When the source does not fit the model, or rows that the model has seen have changed.
+        When the source does not fit the model, rows that the model has seen have changed, or it is a robust fit.
     ConflictError
         When somebody else has published meanwhile: run it again.
     StoreError
         When the model cannot be read or written.
     """
+    _check(model, forget, remove, align, out)
     head = history(model).head
     S = load(model, head)
+    if S.provenance.get("method") == RobustPCA.__name__:
+        raise InputError(f"{model} is a robust fit, and an update takes rows as they are: fit it anew (--overwrite)")
     X = _opened(S, source)
     seen = list(S.provenance.get("seen", []))
     if remove:
-        changed, rows = _without(S, X, seen), -X.shape[0]
-        if changed is None:
+        rows = -X.shape[0]
+        gone, content = _summary(S, X)
+        if not _known(content, seen):
             raise InputError(f"{model} has not seen these rows of {X.name} as one batch: nothing can be taken away")
-        new, seen = changed
+        new, seen = subtracted(S, gone), [batch for batch in seen if Content.of(batch).id != content.id]
     else:
         start = _begin(S, X, seen)
         part = X.rows(start, X.shape[0])
         rows = part.shape[0]
         if rows:
-            found, content = _summary(S, part, seen)
+            found, content = _summary(S, part)
             rows = 0 if _known(content, seen) else rows
         if not rows:
             return Updated(out or model, _number(model, head), 0, S)
         new = discounted(S, forget).merge(found, n_components=S.k)
         seen.append({**content.plain(), **whereabouts(X, X.shape[0], start)})
     new = aligned(new, S, align)
-    story = {"solver": "update", "parent": head, "seen": seen}
-    new = replace(new, provenance=story)
-    new = provenance(new, S.provenance.get("method", "PCA"), S.provenance.get("parameters", {}), X)
+    change = {"rows": rows, "forget": forget, "align": align}
+    new = replace(new, provenance={"solver": "update", "parent": head, "change": change, "seen": seen})
+    method, parameters = S.provenance.get("method", "PCA"), S.provenance.get("parameters", {})
+    new = provenance(new, method, parameters, X, content=content)
     if out is not None:
         version = save(new, out, kind="update")
     else:
         version = save(new, model, overwrite=True, parent=head, kind="update")
     return Updated(out or model, version.number, rows, new)
+
+
+def _check(model: str, forget: float, remove: bool, align: str | None, out: str | None) -> None:
+    """What can be refused before anything is read."""
+    check_change(forget, align)
+    if remove and forget != 1:
+        raise InputError("rows are taken away, or those before forgotten, not both at once: do one after the other")
+    if out is not None:
+        if "://" not in out and Path(out).exists():
+            raise StoreError(f"{out} exists already: choose another place")
+        check_outputs([out], model)
 
 
 def _number(model: str, id: str) -> int:
@@ -191,7 +209,7 @@ class _Nothing:
         return 0
 
 
-def _summary(S: Subspace, X: Matrix, seen: list[dict[str, Any]]) -> tuple[Subspace, Content]:
+def _summary(S: Subspace, X: Matrix) -> tuple[Subspace, Content]:
     """The subspace of some rows, and what they hold: each is read once."""
     n, d = X.shape
     like = replace(S.principal, features=None, provenance={})
@@ -208,11 +226,3 @@ def _summary(S: Subspace, X: Matrix, seen: list[dict[str, Any]]) -> tuple[Subspa
 
 def _known(content: Content, seen: list[dict[str, Any]]) -> bool:
     return any(Content.of(batch).id == content.id for batch in seen)
-
-
-def _without(S: Subspace, X: Matrix, seen: list[dict[str, Any]]) -> tuple[Subspace, list[dict[str, Any]]] | None:
-    """The model without rows that it has seen as one batch, and what it has seen then."""
-    part, content = _summary(S, X, seen)
-    if not _known(content, seen):
-        return None
-    return subtracted(S, part), [batch for batch in seen if Content.of(batch).id != content.id]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.linalg
 
 from pipeline.kernels.blocks import doubled
 
-__all__ = ["eigh_descending", "fix_signs", "orthonormal", "orthonormal_beside", "principal_angles", "tall_qr"]
+__all__ = [
+    "deflated",
+    "eigh_descending",
+    "fix_signs",
+    "orthonormal",
+    "orthonormal_beside",
+    "principal_angles",
+    "tall_qr",
+]
 
+_MOST = 0.1  # of a column: what projecting it leaves of its part in the span is then a few units of rounding
 _INDEPENDENT = 1e-4  # of columns of norm one: their Gram matrix is then known well enough
 
 
@@ -80,19 +91,27 @@ def orthonormal(a: np.ndarray) -> np.ndarray:
     return tall_qr(a)[0]
 
 
-def orthonormal_beside(known: np.ndarray, a: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """Orthonormal columns (m, l) that span what a (m, l) adds to the orthonormal columns of `known` (m, q), q + l <= m.
+def deflated(known: Sequence[np.ndarray], a: np.ndarray) -> np.ndarray:
+    """What is left of the columns of a (m, l) outside of the span of the orthonormal columns of blocks (m, q_i)."""
+    for block in known:
+        a = a - block @ (block.conj().T @ a)
+    return a
 
-    Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. Two projections are enough
-    where columns are independent (Giraud, Langou and Rozloznik 2005); replaced ones take one more.
+
+def orthonormal_beside(known: Sequence[np.ndarray], a: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """Orthonormal columns (m, l) that span what a (m, l) adds to those of blocks (m, q_i), all of them orthonormal.
+
+    Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. One projection is enough
+    where it leaves most of every column, two where columns are independent (Giraud, Langou and Rozloznik 2005);
+    replaced ones take one more.
     """
     replaced = False
     for turn in range(3):
         before = np.linalg.norm(a, axis=0)
-        a = a - known @ (known.conj().T @ a)
-        q, r = tall_qr(a)
-        lost = np.abs(np.diag(r)) <= 1e-14 * before
-        if turn and not lost.any() and not replaced:
+        q, r = tall_qr(deflated(known, a))
+        left = np.abs(np.diag(r))
+        lost = left <= 1e-14 * before
+        if (turn and not lost.any() and not replaced) or np.all(left > _MOST * before):
             break
         replaced = bool(lost.any())
         a = np.where(lost, spare, q)

@@ -1,102 +1,103 @@
-"""Rank-k singular value decompositions after rows or a low-rank change: the classical rules, on whole dense factors.
+"""What an update of a truncated decomposition brings that is new: the part of sparse vectors outside of a kept basis.
 
-What they find is the truncated decomposition of the matrix of rank k that was kept and the change, not that of all
-data.
+The vectors have entries in a few rows only, so that their part outside is written as w p - V c p, with w in those rows
+and V c never formed.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import scipy.linalg
 
-__all__ = ["Triplet", "brand_rows", "residual_basis", "zha_simon_change", "zha_simon_rows"]
+from pipeline.kernels.linalg import tall_qr
 
-Triplet = tuple[np.ndarray, np.ndarray, np.ndarray]
+__all__ = ["independent", "orthonormalised", "outside", "outside_formed"]
+
+_NONE = 1e-13  # of a vector of norm one: no more than rounding
+_CLEAR = 1e-3  # squared sine to the basis from which on 1 - cosine^2 keeps its digits
 
 
-def zha_simon_rows(u: np.ndarray, s: np.ndarray, v: np.ndarray, rows: Any) -> Triplet:
-    """Leading k triplets of [u diag(s) v^T; rows] (Zha and Simon 1999).
+def independent(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal columns w (m, q), and t (q, s) with b = w t, of any columns b (m, s); q is the rank of b.
+
+    >>> w, t = independent(np.array([[3.0, 6.0, 0.0], [4.0, 8.0, 0.0]]))
+    >>> w.shape, np.abs(w @ t).round(12).tolist()
+    ((2, 1), [[3.0, 6.0, 0.0], [4.0, 8.0, 0.0]])
+    """
+    sizes = np.sqrt(np.einsum("ij,ij->j", b, b))
+    sizes[sizes == 0] = 1.0
+    # Columns of one size: what is small beside others may be all that is new in its direction.
+    w, r, order = scipy.linalg.qr(b / sizes, mode="economic", pivoting=True, check_finite=False)
+    rank = int(np.count_nonzero(np.abs(r.diagonal()) > _NONE))
+    t = np.empty((rank, b.shape[1]))
+    t[:, order] = r[:rank]
+    return w[:, :rank], t * sizes
+
+
+def outside(c: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """An orthonormal basis of what orthonormal vectors w have outside of an orthonormal V, from c = V^T w alone.
 
     Parameters
     ----------
-    u, s, v : (n, k), (k,), (d, k) arrays
-        Orthonormal columns, singular values largest first.
-    rows : (m, d) array or sparse matrix
-        What comes below.
+    c : (k, q) array
 
     Returns
     -------
-    (n + m, k), (k,), (d, k) arrays
+    p : (q, q) array
+        Q = (w - V c) p has orthonormal columns.
+    r : (q, q) array
+        w = V c + Q r.
+    None where a direction of w lies so nearly inside that products do not tell: `outside_formed` does.
+
+    Examples
+    --------
+    >>> p, r = outside(np.array([[0.6]]))
+    >>> p.tolist(), r.tolist()
+    ([[1.25]], [[0.8]])
     """
-    k, m = s.size, rows.shape[0]
-    inside = (rows @ v).T
-    q, r = np.linalg.qr(_dense(rows).T - v @ inside)
-    core = np.block([[np.diag(s), np.zeros((k, r.shape[0]))], [inside.T, r.T]])
-    f, t, gt = np.linalg.svd(core, full_matrices=False)
-    g = gt[:k].T
-    return np.vstack([u @ f[:k, :k], f[k:, :k]]), t[:k], v @ g[:k] + q @ g[k:] if m else v
+    gram = -c.T @ c
+    gram.flat[:: gram.shape[0] + 1] += 1.0
+    values, vectors = np.linalg.eigh(gram)
+    if values.size and values[0] < _CLEAR:
+        return None
+    sines = np.sqrt(values)
+    return vectors / sines, sines[:, None] * vectors.T
 
 
-def zha_simon_change(u: np.ndarray, s: np.ndarray, v: np.ndarray, left: Any, right: Any) -> Triplet:
-    """Leading k triplets of u diag(s) v^T + left right^T, for thin left (n, m) and right (d, m)."""
-    k = s.size
-    a, b = (left.T @ u).T, (right.T @ v).T
-    p, r = np.linalg.qr(_dense(left) - u @ a)
-    q, t = np.linalg.qr(_dense(right) - v @ b)
-    core = np.vstack([a, r]) @ np.vstack([b, t]).T
-    core[:k, :k] += np.diag(s)
-    f, values, gt = np.linalg.svd(core, full_matrices=False)
-    f, g = f[:, :k], gt[:k].T
-    return u @ f[:k] + p @ f[k:], values[:k], v @ g[:k] + q @ g[k:]
+def outside_formed(v: np.ndarray, at: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same at the price of all rows of V, for w that may lie inside of it.
+
+    Parameters
+    ----------
+    v : (m, k) array
+        Orthonormal columns.
+    at : (j,) array of int
+        The rows that w has entries in.
+    w : (j, q) array
+        These rows.
+
+    Returns
+    -------
+    c : (k, q) array
+    p : (q, o) array
+        Of the o directions that are outside.
+    r : (o, q) array
+    """
+    c = v[at].T @ w
+    apart = -v @ c
+    apart[at] += w
+    more = v.T @ apart  # rounding leaves something inside; twice is enough
+    apart -= v @ more
+    _, r, order = scipy.linalg.qr(apart, mode="economic", pivoting=True, check_finite=False)
+    rank = int(np.count_nonzero(np.abs(r.diagonal()) > _NONE))
+    p, coefficients = np.zeros((w.shape[1], rank)), np.empty((rank, w.shape[1]))
+    p[order[:rank]] = scipy.linalg.solve_triangular(r[:rank, :rank], np.eye(rank), check_finite=False)
+    coefficients[:, order] = r[:rank]
+    return c + more, p, coefficients
 
 
-def brand_rows(u: np.ndarray, s: np.ndarray, v: np.ndarray, rows: Any) -> Triplet:
-    """The same as `zha_simon_rows`, one row after the other (Brand 2006), made orthonormal again at the end."""
-    for i in range(rows.shape[0]):
-        row = _dense(rows[i : i + 1])
-        u, s, v = zha_simon_rows(u, s, v, row)
-    return orthonormalised(u, s, v)
-
-
-def orthonormalised(u: np.ndarray, s: np.ndarray, v: np.ndarray) -> Triplet:
+def orthonormalised(u: np.ndarray, s: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The decomposition of u diag(s) v^T, whose factors rounding has made a little oblique."""
-    (p, r), (q, t) = np.linalg.qr(u), np.linalg.qr(v)
+    (p, r), (q, t) = tall_qr(u), tall_qr(v)
     f, values, gt = np.linalg.svd((r * s) @ t.T)
     return p @ f, values, q @ gt.T
-
-
-def residual_basis(
-    inside: np.ndarray, gram: np.ndarray, most: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What vectors b_i have outside of an orthonormal basis, without forming it.
-
-    With c = V^T b, the residuals b - V c have the inner products b^T b - c^T c. Their eigenvectors make them
-    orthonormal: Q = (b - V c) p, and b = V c + Q r.
-
-    Parameters
-    ----------
-    inside : (k, m) array
-        c.
-    gram : (m, m) array
-        b^T b.
-    most : int, optional
-        How many directions of Q are kept: those that hold most.
-
-    Returns
-    -------
-    p : (m, q) array
-    r : (q, m) array
-    kept : (q,) array
-        The eigenvalues.
-    """
-    values, vectors = np.linalg.eigh(gram - inside.T @ inside)
-    # What cancels is noise: a direction that is inside up to rounding is inside.
-    noise = 4 * np.finfo(float).eps * max(gram.shape[0], inside.shape[0]) * float(np.diag(gram).max(initial=0.0))
-    keep = np.flatnonzero(values > noise)[::-1][:most]
-    size = np.sqrt(values[keep])
-    return vectors[:, keep] / size, size[:, None] * vectors[:, keep].T, values[keep]
-
-
-def _dense(rows: Any) -> np.ndarray:
-    return rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)

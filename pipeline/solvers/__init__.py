@@ -13,7 +13,7 @@ from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.randomized import Randomized
 from pipeline.solvers.single_pass import SinglePass
 from pipeline.solvers.solver import Settings, Solver
-from pipeline.sources import ROWS
+from pipeline.sources import COLUMNS, ROWS
 from pipeline.sources.stream import Stream
 
 __all__ = ["SOLVERS", "Settings", "Solver", "candidates"]
@@ -22,15 +22,19 @@ __all__ = ["SOLVERS", "Settings", "Solver", "candidates"]
 def _side(X: Matrix, settings: Settings) -> int:
     """The side whose walk reads less; with equal reading the longer one, as the other is what is broadcast.
 
-    A start has vectors of the features, which a walk along the rows can begin with.
+    Unless its blocks are too few to go round: chunks can be as long as that side. A start has vectors of the features,
+    which a walk along the rows can begin with.
     """
     if isinstance(X.source, Stream):
         return ROWS
-    rows, columns = X.bytes_a_pass, X.T.bytes_a_pass
-    longer = 0 if X.shape[0] >= X.shape[1] or settings.start is not None else 1
-    return longer if (rows, columns)[longer] <= 1.5 * (rows, columns)[1 - longer] else 1 - longer
+    walks = X, X.T
+    longer = ROWS if X.shape[0] >= X.shape[1] or settings.start is not None else COLUMNS
+    this, other = walks[longer], walks[1 - longer]
+    too_few = this.n_blocks < _ENOUGH <= other.n_blocks
+    return 1 - longer if too_few or this.bytes_a_pass > 1.5 * other.bytes_a_pass else longer
 
 
+_ENOUGH = 4  # blocks that give a few threads something to do
 _SPARE = 8  # extra columns of a block where all of them cost the same
 
 SOLVERS: dict[str, Callable[[Matrix, Settings], Solver[Any]]] = {

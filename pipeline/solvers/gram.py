@@ -71,17 +71,18 @@ class Gram:
         return state.answer.subspace(X, self.settings)
 
     def _solve(self, X: Matrix, state: GramState, moments: Moments) -> Answer:
-        s, n, present = self.settings, moments.n, ~moments.absent
+        s, about = self.settings, moments.about
+        n, mean, present = about.n, about.mean, ~about.absent
         s.rank.most(moments.rows, int(present.sum()))
         variance = np.maximum(np.diag(moments.scatter).real, 0.0) / n if n else np.zeros(X.shape[1])
-        scale = spread_of(s.scale, variance, moments.mean) if s.scale else None
+        scale = spread_of(s.scale, variance, mean) if s.scale else None
         factor = np.ones(X.shape[1]) if X.weights is None else X.weights
         factor = (factor if scale is None else factor / scale)[present]
         z = moments.scatter if present.all() else moments.scatter[np.ix_(present, present)]
         z = z * factor[:, None] * factor
         spread = float(np.trace(z).real)
         if not s.center:
-            middle = np.sqrt(n) * moments.mean[present] * factor
+            middle = np.sqrt(n) * mean[present] * factor
             z += np.outer(middle.conj(), middle)
         values, vectors = eigh_descending(z, s.rank.known(moments.rows, int(present.sum())))
         energy = float(np.trace(z).real)
@@ -98,14 +99,17 @@ class Gram:
         components[present] = v
         nan = np.where(present, 1.0, np.nan)
         dof = max(n - 1.0, 0.0) if s.center else n
+        floor = max(np.finfo(float).eps * float(values[0]), np.finfo(float).tiny)
+        with np.errstate(over="ignore"):  # nothing is known of the directions of what has no variance
+            residual = np.minimum(residual / np.maximum(theta, floor), np.finfo(float).max)
         return Answer(
             components,
             np.sqrt(np.maximum(theta, 0.0)),
-            moments.mean * nan,
+            mean * nan,
             None if scale is None else scale * nan,
             n,
             spread / dof if dof else 0.0,
-            residual / np.maximum(theta, max(np.finfo(float).eps * float(values[0]), np.finfo(float).tiny)),
+            residual,
             exact_sines(values, rounding, k),
             state.passes + 1,
         )

@@ -7,6 +7,7 @@ lies outside. What the next block is, and which products are kept, is all that s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,10 +16,10 @@ import numpy as np
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
-from pipeline.kernels.certificate import norm_from_probes
-from pipeline.kernels.linalg import eigh_descending, orthonormal, tall_qr
+from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
+from pipeline.solvers.basis import Basis, Probes
 from pipeline.solvers.dual_gram import factored, right_sines, standard
 from pipeline.solvers.extraction import Leading, Ritz
 from pipeline.solvers.gram import gram_rounding
@@ -26,21 +27,12 @@ from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED,
 from pipeline.sources import COLUMNS, ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Basis", "Iteration", "IterationState", "dear"]
+__all__ = ["Iteration", "IterationState", "dear", "moved_by"]
 
 _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
 _DEAR = 256 << 20  # bytes from which on a pass counts
 _WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Directions whose images are known, both (m, q), and the orthonormal block (m, l) that is multiplied next."""
-
-    known: np.ndarray
-    images: np.ndarray
-    block: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,7 @@ class IterationState:
     passes: int
     dtype: Any
     basis: Basis
-    probes: np.ndarray
-    probe_size: np.ndarray
-    probe_log: float
-    probe_powers: int
+    probes: Probes
     ritz: Ritz | None = None
     left: np.ndarray | None = None
     squares: np.ndarray | None = None
@@ -61,6 +50,7 @@ class IterationState:
     sines: np.ndarray | None = None
     rounding: float = 0.0
     moved: float = np.inf
+    inner: np.ndarray | None = None
     history: tuple[float, ...] = ()
     n: float = 0.0
     spread: float = 0.0
@@ -132,6 +122,10 @@ class Iteration:
         """Whether an answer is to be drawn from the products of this pass."""
         return True
 
+    def watched(self, X: Matrix, state: IterationState, grown: Basis) -> IterationState:
+        """The state with how far the answer has `moved`, where that is asked before it is due."""
+        return state
+
     def probing(self, X: Matrix, state: IterationState) -> bool:
         """Whether the next pass is to carry probes."""
         return True
@@ -167,23 +161,22 @@ class Iteration:
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
         rng, m, start = np.random.default_rng(self.settings.seed), X.shape[1 - self.side], self.settings.start
-        none, block = np.zeros((m, 0)), rng.standard_normal((m, self.width(X)))
+        block = rng.standard_normal((m, self.width(X)))
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        basis = Basis(none, none, orthonormal(block))
-        state = IterationState(0, X.block_dtype, basis, none, np.zeros((0, 0)), 0.0, 0)
+        state = IterationState(0, X.block_dtype, Basis.begun(orthonormal(block)), Probes.none(m))
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
-        return replace(self._probed(state, none, none), scale=start.scale)
+        return replace(self._probed(state, (), block), scale=start.scale)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
         if state.reason is not None:
             assert state.left is not None
             return ColumnFactor(dtype, standard(X, self.settings), state.left)
-        thin = np.hstack([state.basis.block, state.probes])
+        thin = np.hstack([state.basis.block, state.probes.columns])
         probe = np.random.default_rng([self.settings.seed, state.passes]).standard_normal((thin.shape[1],))
         if self.side == COLUMNS:
             return ColumnProduct(dtype, standard(X, self.settings), probe, thin)
@@ -236,10 +229,11 @@ class Iteration:
         ).subspace(X, self.settings)
 
     def _rows(self, X: Matrix, state: IterationState, summary: Products) -> tuple[_Applied, IterationState]:
-        s, thin = self.settings, np.hstack([state.basis.block, state.probes])
+        s = self.settings
+        thin = np.hstack([state.basis.block, state.probes.columns])
         lens = _factor(X, state)[:, None] * thin
         sums = summary.centred(lens)
-        n, mean, present = sums.n, sums.mean, ~sums.absent
+        n, mean, present = sums.about.n, sums.about.mean, ~sums.about.absent
         if state.passes == 0:
             nan = np.where(present, 1.0, np.nan)
             scale = spread_of(s.scale, sums.squares / n, mean) * nan if s.scale else None
@@ -266,15 +260,15 @@ class Iteration:
         """The state with one product more: the next block, and the answer so far where it is due."""
         check_energy(applied.energy)
         l = state.basis.block.shape[1]
-        image = applied.product[:, :l]
-        whole = np.hstack([state.basis.known, state.basis.block])
-        images = np.hstack([state.basis.images, image])
+        image = np.ascontiguousarray(applied.product[:, :l])
         most = min(min(X.shape), applied.present)
-        grown = Basis(whole, images, image)
+        grown = state.basis.grown(image)
+        state = self.watched(X, state, grown)
         if not self.due(X, state):
             if self.probing(X, state):
-                state = self._probed(state, whole, applied.product[:, l:])
+                state = self._probed(state, grown.known, applied.product[:, l:])
             return replace(state, basis=self.advance(state, grown, None, most))
+        whole, images = np.hstack(grown.known), np.hstack(grown.images)
         products = extraction.Products.of(whole, images)
         theta, turn = eigh_descending(products.inner)
         k = self.settings.rank.resolve(np.maximum(theta, 0.0), applied.energy, X.shape[0], applied.present)
@@ -286,9 +280,10 @@ class Iteration:
         )
         outside = -np.inf if theta.size >= whole.shape[0] else 0.0
         if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
-            state = self._probed(state, whole, applied.product[:, l:])
-            outside = self._outside(state, applied.energy, theta)
-        last = self.settings.tol is None and state.passes >= self.effort(X)
+            state = self._probed(state, grown.known, applied.product[:, l:])
+            unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
+            outside = min(unseen, state.probes.bound())
+        last = self.settings.tol is None and (state.passes >= self.effort(X) or self.settled(X, state))
         if last and self.squared(X) and theta.size < most:
             answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
             # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
@@ -297,7 +292,7 @@ class Iteration:
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
         answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
-        moved = np.inf if state.ritz is None else _moved(state.ritz.theta, theta, k)
+        moved = state.moved if state.ritz is None else moved_by(state.ritz.theta, theta, k)
         state = replace(self._answered(X, state, answer, theta), ritz=ritz, rounding=rounding, moved=moved)
         if last:
             return state
@@ -321,28 +316,16 @@ class Iteration:
         fresh = np.random.default_rng([self.settings.seed, images.shape[1]]).standard_normal((m, more))
         if self.side == ROWS and state.mean is not None:
             fresh *= np.isfinite(state.mean)[:, None]
-        none = np.zeros((m, 0))
-        basis = Basis(none, none, orthonormal(np.hstack([images, fresh])))
-        return replace(state, basis=basis, probes=none, probe_powers=0, ritz=None, sines=None, squares=None)
+        basis = Basis.begun(orthonormal(np.hstack([images, fresh])))
+        return replace(state, basis=basis, probes=Probes.none(m), ritz=None, sines=None, squares=None)
 
-    def _probed(self, state: IterationState, whole: np.ndarray, image: np.ndarray) -> IterationState:
-        """The probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
-        if state.probes.shape[1] == 0:  # only now: a random basis, that of the first pass, would hide a part
-            rng = np.random.default_rng([self.settings.seed, 1, state.passes])
-            probes, size = tall_qr(rng.standard_normal((whole.shape[0], min(self.n_probes, whole.shape[0]))))
-            return replace(state, probes=probes, probe_size=size, probe_log=0.0, probe_powers=0)
-        probes, size = tall_qr(image - whole @ (whole.conj().T @ image))
-        size, powers = size @ state.probe_size, state.probe_powers + 1
-        norm = max(float(np.linalg.norm(size)), np.finfo(float).tiny)
-        log = state.probe_log + np.log(norm)  # powers of any norm leave the range of numbers sooner or later
-        return replace(state, probes=probes, probe_size=size / norm, probe_log=log, probe_powers=powers)
-
-    def _outside(self, state: IterationState, energy: float, theta: np.ndarray) -> float:
-        """A bound on the norm of what the basis leaves of C."""
-        left = max(energy - float(theta.sum()), 0.0) + 1e-14 * energy
-        if state.probe_powers == 0:
-            return left
-        return min(left, norm_from_probes(state.probe_log, state.probes.shape[1], state.probe_powers))
+    def _probed(self, state: IterationState, known: Sequence[np.ndarray], image: np.ndarray) -> IterationState:
+        """With probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""
+        if state.probes:
+            return replace(state, probes=state.probes.sharpened(known, image))
+        # Only now: a random basis, that of the first pass, would hide a part.
+        seed = [self.settings.seed, 1, state.passes]
+        return replace(state, probes=Probes.drawn(len(state.basis.block), self.n_probes, seed))
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""
@@ -372,13 +355,12 @@ class Iteration:
     def _in_float64(self, state: IterationState) -> IterationState:
         """Begin again in float64 from the best block so far: products made in float32 are no use any more."""
         assert state.ritz is not None
-        none = np.zeros((state.ritz.vectors.shape[0], 0))
         width = max(state.basis.block.shape[1], min(state.ritz.theta.size, state.rank + 16))
-        basis = Basis(none, none, orthonormal(state.ritz.images[:, :width]))
+        basis = Basis.begun(orthonormal(state.ritz.images[:, :width]))
         return replace(state, dtype=doubled(state.dtype), history=(), basis=basis)
 
 
-def _moved(before: np.ndarray, now: np.ndarray, k: int) -> float:
+def moved_by(before: np.ndarray, now: np.ndarray, k: int) -> float:
     """The largest change of the leading k eigenvalues, over the next one: per-vector error of Feng et al. (2024)."""
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))

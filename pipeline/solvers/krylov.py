@@ -6,15 +6,17 @@ restarted from the leading Ritz vectors and their residual (thick restart, Wu an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
+from pipeline.solvers.basis import Basis
 from pipeline.solvers.extraction import Ritz
-from pipeline.solvers.iteration import Basis, Iteration, IterationState, dear
+from pipeline.solvers.iteration import Iteration, IterationState, dear, moved_by
 from pipeline.sources import ROWS, Operator
 
 __all__ = ["Krylov"]
@@ -22,6 +24,7 @@ __all__ = ["Krylov"]
 _BLOCKS = 8
 _NARROW = 8  # columns of a narrow block: as many as a sparse product takes at a time
 _COLUMNS = 10  # products for two components in narrow blocks: where spectra that decay slowly are known to 1e-6
+_SETTLED = 1e-7  # change of eigenvalues by a pass over narrow blocks after which no more are taken
 _PROBED = 8  # last passes over narrow blocks that carry probes, as these cost as much as the block itself
 
 
@@ -33,7 +36,7 @@ class Krylov(Iteration):
     that decay slowly; five passes and Ritz vectors, whose singular values are the norms of their scores to the last
     digit, where a pass costs little. Of data that is not made dense every column of a block costs the same: there are
     fewer of them, and six passes; or, where nothing has to be read for a pass, `narrow` blocks and as many passes as
-    it takes: the same number of products then reaches much further.
+    it takes, until eigenvalues have settled: the same number of products then reaches much further.
     """
 
     narrow: bool = False
@@ -57,21 +60,56 @@ class Krylov(Iteration):
         return min(most, 1 - (-min(X.shape) // self.width(X)))
 
     def due(self, X: Matrix, state: IterationState) -> bool:
-        return self.settings.tol is not None or self.settings.rank.open or state.passes >= self.effort(X)
+        asked = self.settings.tol is not None or self.settings.rank.open
+        return asked or state.passes >= self.effort(X) or self.settled(X, state)
+
+    def watched(self, X: Matrix, state: IterationState, grown: Basis) -> IterationState:
+        """Ritz values of narrow blocks, from K^H C K (q, q) that grows with them."""
+        if not self.narrow:
+            return state
+        k, before = self.settings.rank.most(*X.shape), state.inner
+        column = np.vstack([block.conj().T @ grown.block for block in grown.known])
+        if before is None:
+            return replace(state, inner=column)
+        above, corner = np.split(column, [len(before)])
+        inner = np.block([[before, above], [above.conj().T, corner]])
+        was, now = (np.linalg.eigvalsh(a)[::-1] for a in (before, inner))
+        moved = moved_by(was, now, k) if was.size > k else np.inf
+        return replace(state, inner=inner, moved=moved, history=(*state.history, moved))
+
+    def settled(self, X: Matrix, state: IterationState) -> bool:
+        return self.narrow and state.moved <= _SETTLED
 
     def probing(self, X: Matrix, state: IterationState) -> bool:
-        return not self.narrow or state.passes >= self.effort(X) - _PROBED
+        if not self.narrow or state.probes:
+            return True
+        # Convergence speeds up: about half the passes that its pace foretells are still to come.
+        return min(self.effort(X) - state.passes, _passes_left(state.history) / 2) <= _PROBED
 
     def squared(self, X: Matrix) -> bool:
         return self.settings.tol is None and self.side == ROWS and dear(X)
 
+    def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
+        # Threads of BLAS wait busily for some time after a product, and short passes would wait for them.
+        with threadpool_limits(1 if self.narrow else None):
+            return super().step(X, state, summary)
+
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         l = state.basis.block.shape[1]
         known, images, image = basis.known, basis.images, basis.block
-        if ritz is not None and known.shape[1] + l > _BLOCKS * l:
-            known, images, image = ritz.vectors[:, :l], ritz.images[:, :l], ritz.leak[:, :l]
-        width = max(min(l, most - known.shape[1]), 0)
+        width = sum(b.shape[1] for b in known)
+        if ritz is not None and width + l > _BLOCKS * l:
+            known, images, image, width = (ritz.vectors[:, :l],), (ritz.images[:, :l],), ritz.leak[:, :l], l
+        width = max(min(l, most - width), 0)
         spare = np.random.default_rng([self.settings.seed, 2, state.passes]).standard_normal((image.shape[0], width))
         if self.side == ROWS and state.mean is not None:
             spare *= np.isfinite(state.mean)[:, None]
         return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))
+
+
+def _passes_left(moved: tuple[float, ...]) -> float:
+    """How many passes more will settle the eigenvalues, at the pace of the last two."""
+    if len(moved) < 3 or not np.isfinite(moved[-3]) or moved[-1] <= _SETTLED:
+        return np.inf
+    pace = np.log(max(moved[-3] / moved[-1], 1.1)) / 2
+    return float(np.log(moved[-1] / _SETTLED) / pace)

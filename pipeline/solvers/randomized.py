@@ -12,8 +12,9 @@ from typing import ClassVar
 
 from pipeline.kernels.linalg import orthonormal
 from pipeline.matrix import Matrix
+from pipeline.solvers.basis import Basis
 from pipeline.solvers.extraction import Ritz
-from pipeline.solvers.iteration import Basis, Iteration, IterationState, dear
+from pipeline.solvers.iteration import Iteration, IterationState, dear
 
 __all__ = ["Randomized"]
 

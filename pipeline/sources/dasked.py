@@ -62,6 +62,13 @@ class Dasked:
         where[self.axes[ROWS][0]] = slice(start, stop)
         return replace(self, array=self.array[tuple(where)])
 
+    def even(self, height: int) -> Dasked:
+        """The same with chunks that end at every multiple of `height` along its first sample dim."""
+        axis = self.axes[ROWS][0]
+        if np.isin(np.arange(height, self.array.shape[axis], height), np.cumsum(self.array.chunks[axis])).all():
+            return self
+        return replace(self, array=self.array.rechunk({axis: height}))
+
     @property
     def shape(self) -> tuple[int, int]:
         rows, cols = (prod(self.array.shape[a] for a in axes) for axes in self.axes)
@@ -99,12 +106,12 @@ class Dasked:
 
     def cuts(self, side: int, longest: int) -> np.ndarray:
         # The chunks are in memory as they are: as many as fit are taken together, none is cut.
-        edges = self._edges(side)
+        edges = self._edges[side].tolist()
         cuts = [0]
         for last, edge in pairwise(edges):
             if edge - cuts[-1] > longest and last > cuts[-1]:
-                cuts.append(int(last))
-        return np.array([*cuts, int(edges[-1])])
+                cuts.append(last)
+        return np.array([*cuts, edges[-1]])
 
     def unit(self, side: int) -> int:
         return 1  # chunks are taken whole however long a block was to be
@@ -113,7 +120,7 @@ class Dasked:
         return prod(self.shape) * self.dtype.itemsize
 
     def inputs(self, side: int, start: int, stop: int) -> Any:
-        first, last = np.searchsorted(self._edges(side), [start, stop])
+        first, last = np.searchsorted(self._edges[side], [start, stop])
         return np.take(self.keys, range(first, last), axis=self.axes[side][0]).tolist()
 
     def given(self, side: int, start: int, inputs: Any) -> Source:
@@ -131,9 +138,11 @@ class Dasked:
     def _inner(self, side: int) -> int:
         return max(1, prod(self.array.shape[a] for a in self.axes[side][1:]))
 
-    def _edges(self, side: int) -> np.ndarray:
-        chunks = self.array.chunks[self.axes[side][0]]
-        return np.concatenate([[0], np.cumsum(chunks)]) * self._inner(side)
+    @cached_property
+    def _edges(self) -> tuple[np.ndarray, ...]:
+        """Where chunks begin and end along rows and columns of the matrix."""
+        chunks = (self.array.chunks[axes[0]] for axes in self.axes)
+        return tuple(np.cumsum([0, *c]) * self._inner(side) for side, c in enumerate(chunks))
 
 
 def _flat(blocks: Any, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:

@@ -15,7 +15,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, covered, even_cuts
 
-__all__ = ["Grid", "boxes"]
+__all__ = ["Decoded", "Grid", "boxes"]
 
 Index = slice | np.ndarray
 
@@ -44,6 +44,33 @@ def boxes(sizes: Sequence[int], start: int, stop: int) -> Iterator[tuple[slice, 
         i = tail // inner
         for box in boxes(sizes[1:], tail - i * inner, stop - i * inner):
             yield (slice(i, i + 1), *box)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A stored array as xarray decodes it: packed numbers, fill values, times.
+
+    Parameters
+    ----------
+    variable : xarray Variable
+        What decodes.
+    stored : zarr Array
+        What is decoded.
+    """
+
+    variable: Any
+    stored: zarr.Array[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.variable.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.variable.dtype)
+
+    def __getitem__(self, where: Any) -> Any:
+        return self.variable[where]
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,8 @@ class Grid:
 
     @property
     def layout(self) -> str:
-        kind = "zarr" if isinstance(self.array, zarr.Array) else "memory" if self.held else type(self.array).__name__
+        kind = "memory" if self.held else type(self.array).__name__
+        kind = "zarr" if isinstance(self.array, zarr.Array | Decoded) else kind
         cut = "" if self.held else " in chunks of " + " x ".join(map(str, self.chunks))
         pipeline = getattr(getattr(self.array, "async_array", None), "codec_pipeline", None)
         by = ", decoded by zarrs" if type(pipeline).__name__ == "ZarrsCodecPipeline" else ""
@@ -149,12 +177,21 @@ class Grid:
     def hollow(self) -> Source:
         return Hollow(self.shape, self.dtype, np.asarray) if self.held else self
 
+    def decoded_at_once(self, side: int, dtype: np.dtype[Any]) -> int | None:
+        """Bytes of chunks that are decoded at a time beside a block; None where a block is decoded whole, and moved."""
+        if not self._straight(dtype) or len(self.axes[side]) > 1:
+            return None
+        return int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
+
     def _lands_in(self, out: np.ndarray) -> bool:
-        """Whether Zarr can decode straight into `out`: same dtype, same order of axes, plain slices."""
+        """Whether Zarr can decode straight into `out`."""
+        return out.flags.c_contiguous and self._straight(out.dtype)
+
+    def _straight(self, dtype: np.dtype[Any]) -> bool:
+        """Whether entries lie as they are stored: same dtype, same order of axes, plain slices."""
         return (
             isinstance(self.array, zarr.Array)
-            and out.dtype == self.dtype
-            and out.flags.c_contiguous
+            and dtype == self.dtype
             and self.axes[ROWS] + self.axes[COLUMNS] == tuple(range(len(self.index)))
             and all(isinstance(i, slice) for i in self.index)
         )

@@ -11,6 +11,7 @@ from scipy.sparse import hstack
 
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.sources.anndata import StoredSparse
+from pipeline.sources.dasked import Dasked
 from pipeline.sources.source import ROWS, ImplicitSource, Range, Source
 from pipeline.sources.sparse import Sparse, SparseHollow
 
@@ -31,6 +32,10 @@ class Joined:
     @property
     def shape(self) -> tuple[int, int]:
         return self.parts[0].shape[0], int(self.offsets[-1])
+
+    def even(self, height: int) -> Joined:
+        """The same with chunks that end at every multiple of `height` along its first sample dim."""
+        return Joined(tuple(p.even(height) if isinstance(p, Dasked) else p for p in self.parts))
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask.array as da
 import numpy as np
@@ -22,14 +22,14 @@ from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.labels import Coord, Labels
 from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
 from pipeline.sources.dasked import Dasked
-from pipeline.sources.grid import Grid
+from pipeline.sources.grid import Decoded, Grid
 from pipeline.sources.joined import Joined
 from pipeline.sources.operator import Operator, is_operator
 from pipeline.sources.picked import Picked
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
 from pipeline.sources.trust import check_trusted
-from pipeline.urls import is_objects, open_url
+from pipeline.store.read import is_objects, open_store
 
 __all__ = ["Opened", "open_source", "unmasked"]
 
@@ -121,10 +121,10 @@ def _stored(where: str | PathLike[str] | Store, variable: Names | None) -> tuple
     local = not isinstance(where, Store) and "://" not in name
     if local and not Path(name).exists():
         raise InputError(f"{name} does not exist")
-    if local:  # workers may have another current directory, where chunks that are not there would be empty ones
-        where = Path(name).absolute()
-    elif not isinstance(where, Store) and is_objects(name):
-        where = open_url(name)
+    # Workers may have another current directory, where chunks that are not there would be empty ones.
+    where = Path(name).absolute() if local else where
+    if is_objects(where):
+        where = open_store(name)
     # A store that the user made is read through its own methods; zarrs goes to the files.
     with zarr.config.set({} if isinstance(where, Store) else _decoder()):
         try:
@@ -183,8 +183,8 @@ def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple
     for array in _chosen(ds, variable, several=False, name=name):
         field = _labelled(array)
         # Packed data must be decoded by xarray; everything else is read straight through Zarr.
-        if not _packed(array.encoding):
-            field = replace(field, array=group[str(array.name)])
+        stored = cast(zarr.Array[Any], group[str(array.name)])
+        field = replace(field, array=Decoded(field.array, stored) if _packed(array.encoding) else stored)
         fields.append(field)
     return fields, name
 
@@ -350,6 +350,7 @@ def _sparse_source(
 
 
 def _stored_chunks(array: Any) -> tuple[int, ...]:
+    array = array.stored if isinstance(array, Decoded) else array
     if isinstance(array, zarr.Array):
         return tuple(array.shards or array.chunks)
     preferred = getattr(array, "encoding", {}).get("preferred_chunks", {})

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from functools import singledispatch
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 from pipeline.sources.anndata import StoredSparse
-from pipeline.sources.grid import Grid
+from pipeline.sources.grid import Decoded, Grid
 from pipeline.sources.joined import Joined
 from pipeline.sources.source import Source
 from pipeline.sources.sparse import Sparse
@@ -36,10 +37,10 @@ def stamp(source: Source) -> str | None:
 
 @stamp.register
 def _(source: Grid) -> str | None:
+    array = _zarr(source.array)
+    content: list[Any] | None = None if array is None else _stored(array)
     if isinstance(source.array, np.ndarray):
-        content: list[Any] | None = [source.array]
-    else:
-        content = _stored(source.array) if isinstance(source.array, zarr.Array) else None
+        content = [source.array]
     where = [i if isinstance(i, np.ndarray) else (i.start, i.stop) for i in source.index]
     if content is None:
         return None
@@ -81,27 +82,42 @@ def likeness(source: Source) -> str:
 
 def stamp_of_rows(source: Source, stop: int) -> str:
     """A stamp of the stored chunks that hold nothing but the first `stop` rows; '' where nothing is known of them."""
-    array = getattr(source, "array", None)
-    if not isinstance(source, Grid) or not isinstance(array, zarr.Array):
+    if isinstance(source, Joined):
+        parts: list[Any] = [stamp_of_rows(part, stop) or None for part in source.parts]
+    elif isinstance(source, StoredSparse) and source.form == "csr":
+        entries = int(np.asarray(source.indptr[stop]))
+        whole = ((source.indptr, stop), (source.data, entries), (source.indices, entries))
+        parts = [_before(array, 0, end) for array, end in whole]
+    elif isinstance(source, Grid) and (array := _zarr(source.array)) is not None:
+        first = source.axes[0][0]
+        index = source.index[first]
+        if not isinstance(index, slice):
+            return ""
+        parts = [_before(array, first, index.start + stop // prod(source.sizes[0][1:]))]
+    else:
         return ""
-    store = array.store
-    while isinstance(store, WrapperStore):
-        store = store._store
-    axis, several = source.axes[0][0], len(source.axes[0]) > 1
-    index = source.index[axis]
-    if not isinstance(store, LocalStore) or several or not isinstance(index, slice):
-        return ""
-    whole = (index.start + stop) // (array.shards or array.chunks)[axis]
-    kept = []
-    for name, size, time in _files(Path(store.root) / array.path):
+    return "" if None in parts else _digest(*parts)
+
+
+def _before(array: Any, axis: int, stop: int) -> list[Any] | None:
+    """What tells the state of the stored chunks that end before `stop` along an axis."""
+    whole, kept = stop // (array.shards or array.chunks)[axis], []
+    held = _held(array)
+    if held is None:
+        return None
+    for name, *state in held:
         place = [int(part) for part in name.replace("/", ".").split(".") if part.isdecimal()]
         if len(place) == array.ndim and place[axis] < whole:
-            kept.append((name, size, time))
-    return _digest(whole, kept)
+            kept.append((name, *state))
+    return [whole, kept]
 
 
 def view(source: Source) -> str:
     """Which part of what is stored a source shows, but for where its rows end."""
+    if isinstance(source, Joined):
+        return _digest(*(view(part) for part in source.parts))
+    if isinstance(source, StoredSparse):
+        return _digest(source.form, source.data.path)
     if not isinstance(source, Grid):
         return type(source).__name__
     first = source.axes[0][0]
@@ -109,31 +125,42 @@ def view(source: Source) -> str:
         (i.start, None if axis == first else i.stop) if isinstance(i, slice) else _digest(i)
         for axis, i in enumerate(source.index)
     ]
-    return _digest(getattr(source.array, "path", ""), source.axes, where)
+    return _digest(getattr(_zarr(source.array), "path", ""), source.axes, where)
+
+
+def _zarr(array: Any) -> zarr.Array[Any] | None:
+    """The stored array that holds the entries of another."""
+    array = array.stored if isinstance(array, Decoded) else array
+    return array if isinstance(array, zarr.Array) else None
 
 
 def _stored(array: zarr.Array[Any]) -> list[Any] | None:
     """What tells the stored state of an array, or None where its store tells nothing without reading."""
-    store = array.store
+    held = _held(array)
+    return None if held is None else [json.dumps(array.metadata.to_dict(), default=str, sort_keys=True), *held]
+
+
+def _held(array: zarr.Array[Any]) -> list[tuple[Any, ...]] | None:
+    """What its store tells of each of its files: the name inside the array first, and what changes when it does."""
+    store, prefix = array.store, f"{array.path}/" if array.path else ""
     while isinstance(store, WrapperStore):
         store = store._store
-    about = json.dumps(array.metadata.to_dict(), default=str, sort_keys=True)
     if isinstance(store, LocalStore):
-        return [about, *_files(Path(store.root) / array.path)]
+        return list(_files(Path(store.root) / array.path))
     if isinstance(store, MemoryStore):
-        prefix = f"{array.path}/" if array.path else ""
         held = sorted((k, v.to_bytes()) for k, v in store._store_dict.items() if k.startswith(prefix))
-        return [about, *held]
+        return [(name.removeprefix(prefix), state) for name, state in held]
     if isinstance(store, FsspecStore):
         root = f"{store.path}/{array.path}".rstrip("/")
         found = store.fs.fs.find(root, detail=True) if hasattr(store.fs, "fs") else _found(store.fs, root)
-        return [about, *((k, _tag(v)) for k, v in sorted(found.items()))]
+        return [(k.removeprefix(f"{root}/"), _tag(v)) for k, v in sorted(found.items())]
     objects = getattr(store, "store", None)
     if type(store).__name__ == "ObjectStore" and objects is not None:
         import obstore
 
         found = [o for batch in obstore.list(objects, array.path or None) for o in batch]
-        return [about, *sorted((o["path"], o["size"], str(o["e_tag"] or o["last_modified"])) for o in found)]
+        states = sorted((o["path"], o["size"], str(o["e_tag"] or o["last_modified"])) for o in found)
+        return [(name.removeprefix(prefix), *state) for name, *state in states]
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,39 +26,32 @@ class Bucket:
     def get(self, key: str) -> tuple[bytes | None, Any]:
         """An object and its stamp; (None, None) where there is none."""
         import obstore
-        from obstore.exceptions import BaseError, NotFoundError
+        from obstore.exceptions import NotFoundError
 
-        try:
-            found = obstore.get(self.store.store, key)
-            return bytes(found.bytes()), _stamp(found.meta)
-        except (NotFoundError, FileNotFoundError):
-            return None, None
-        except (BaseError, OSError) as error:
-            raise StoreError(f"{self.place} cannot be read: {str(error).splitlines()[0]}") from error
+        with self._answered("read"):
+            try:
+                found = obstore.get(self.store.store, key)
+                return bytes(found.bytes()), _stamp(found.meta)
+            except (NotFoundError, FileNotFoundError):
+                return None, None
 
     def stamp(self, key: str) -> Any:
         """What tells whether an object is still as it is now; None where there is none."""
         import obstore
-        from obstore.exceptions import BaseError, NotFoundError
+        from obstore.exceptions import NotFoundError
 
-        try:
-            return _stamp(obstore.head(self.store.store, key))
-        except (NotFoundError, FileNotFoundError):
-            return None
-        except (BaseError, OSError) as error:
-            raise StoreError(f"{self.place} cannot be read: {str(error).splitlines()[0]}") from error
+        with self._answered("read"):
+            try:
+                return _stamp(obstore.head(self.store.store, key))
+            except (NotFoundError, FileNotFoundError):
+                return None
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, whatever was there."""
         import obstore
-        from obstore.exceptions import BaseError
 
-        try:
+        with self._answered("written", "; what was stored before is as it was"):
             obstore.put(self.store.store, key, data)
-        except (BaseError, OSError) as error:
-            raise StoreError(
-                f"{self.place} cannot be written: {str(error).splitlines()[0]}; what was stored before is as it was"
-            ) from error
 
     def swap(self, key: str, data: bytes, stamp: Any, what: str) -> None:
         """Write an object on condition that it still has a stamp (None: that it is not there).
@@ -88,7 +83,8 @@ class Bucket:
         """What `obstore` tells of all objects below a prefix."""
         import obstore
 
-        return [o for batch in obstore.list(self.store.store, prefix) for o in batch]
+        with self._answered("read"):
+            return [o for batch in obstore.list(self.store.store, prefix) for o in batch]
 
     def delete(self, prefix: str) -> None:
         """Remove all objects below a prefix."""
@@ -96,7 +92,17 @@ class Bucket:
 
         keys = [o["path"] for o in self.listed(prefix)]
         if keys:
-            obstore.delete(self.store.store, keys)
+            with self._answered("tidied"):
+                obstore.delete(self.store.store, keys)
+
+    @contextmanager
+    def _answered(self, done: str, after: str = "") -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise StoreError(f"{self.place} cannot be {done}: {str(error).splitlines()[0][:300]}{after}") from error
 
 
 def _stamp(meta: Any) -> dict[str, str]:

@@ -25,8 +25,7 @@ import zarr
 
 from pipeline.errors import ConflictError, InputError
 from pipeline.store.head import ROOT
-from pipeline.store.read import is_icechunk, locate, open_store
-from pipeline.urls import is_objects
+from pipeline.store.read import is_icechunk, is_objects, locate, open_store
 
 __all__ = ["Batch", "Growth", "Home", "batches_in", "batches_of", "growing", "home_of", "members_of", "outline", "tend"]
 
@@ -124,7 +123,7 @@ def home_of(store: str | PathLike[str]) -> Home:
     found = locate(name) if "://" in name or is_icechunk(name) else Path(name)
     if isinstance(found, Path):
         return Disk(found)
-    opened = open_store(found, read_only=False) if is_objects(str(found)) else None
+    opened = open_store(found, read_only=False) if is_objects(found) else None
     if type(opened).__name__ != "ObjectStore":
         raise InputError(
             f"{name}: a store that grows lies on a local disk, or in an object store that obeys conditional writes "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
-import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,12 +16,10 @@ from uuid import uuid4
 from pipeline.errors import StoreError
 from pipeline.store.growing import Batch, Growth, Home, batches_in, members_of, outline
 from pipeline.store.head import ROOT
-from pipeline.store.lock import only_writer
+from pipeline.store.lock import OWNER, only_writer, sweep_beside
 from pipeline.store.publish import parents_of, settle, synced
 
 __all__ = ["Disk"]
-
-_OWNER = ".owner"  # locked as long as whoever writes the folder lives
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,12 @@ class Disk(Home):
         batches_in(self.root(), path)  # before anything is made
         try:
             with parents_of(path):
-                place = path.with_name(f".{path.name}.{uuid4().hex}.batch")
+                place = path.with_name(f".{path.name}.{uuid4().hex}.partial")
                 folder = place / "group"
                 with only_writer(path, "is appending to"):
                     _tend(path)
                     place.mkdir()
-                    owner = open(place / _OWNER, "wb")  # noqa: SIM115
+                    owner = open(place / OWNER, "wb")  # noqa: SIM115
                     fcntl.flock(owner, fcntl.LOCK_EX)
                     before = _root(path)
                     folder.mkdir()
@@ -115,7 +112,7 @@ class _OnDisk(Growth):
 
 
 def _tend(path: Path) -> None:
-    _sweep(path)
+    sweep_beside(path)
     if _root(path) is not None:
         _tidy(path)
 
@@ -123,19 +120,6 @@ def _tend(path: Path) -> None:
 def _tidy(path: Path) -> None:
     """Bring the metadata of the arrays in line with the root."""
     settle(path, {name: meta for name, meta in members_of((path / ROOT).read_bytes()).items() if name})
-
-
-def _sweep(path: Path) -> None:
-    """Remove the folders of dead writers."""
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.batch"):
-        try:
-            with open(folder / _OWNER, "rb") as owner:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        except FileNotFoundError:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _root(path: Path) -> bytes | None:

@@ -27,6 +27,7 @@ from pipeline.errors import StoreError
 from pipeline.store.bucket import Bucket, Moved
 from pipeline.store.growing import Batch, Growth, Home, batches_in, outline
 from pipeline.store.head import ROOT
+from pipeline.store.probe import PROBE
 
 __all__ = ["Remote"]
 
@@ -48,7 +49,7 @@ class Remote(Home, Bucket):
 
     def root(self) -> bytes | None:
         raw, _ = self.get(ROOT)
-        if raw is None and any(not o["path"].startswith(f"{_BATCHES}/") for o in self.listed(None)):
+        if raw is None and any(not o["path"].startswith((f"{_BATCHES}/", PROBE)) for o in self.listed(None)):
             raise StoreError(f"{self.place} is no Zarr v3 group: choose another place")
         return raw
 

@@ -124,8 +124,12 @@ class Repository:
             repo = self._repository()
             oldest = min(datetime.fromisoformat(v.created) for v in kept)
             newest = max(datetime.fromisoformat(v.created) for v in before.versions)
-            repo.expire_snapshots(oldest)
+            # Nobody sees who reads here: what expires now is collected by the next call.
             repo.garbage_collect(min(oldest, newest, datetime.now(UTC) - timedelta(seconds=grace)))
+            repo.expire_snapshots(oldest)
+            for name in repo.list_tags():
+                if name.startswith(_KEPT) and repo.lookup_tag(name) not in {v.path for v in kept}:
+                    repo.delete_tag(name)
         after = {v.id for v in self.history().versions}
         return [v for v in before.versions if v.id not in after]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +14,10 @@ from pathlib import Path
 
 from pipeline.errors import ConflictError
 
-__all__ = ["only_writer"]
+__all__ = ["OWNER", "only_writer", "sweep_beside"]
 
+OWNER = ".owner"
+"""A file in the folder of a writer that works outside of the lock: locked as long as that lives."""
 _PATIENCE = 10.0  # seconds
 
 
@@ -41,6 +45,26 @@ def only_writer(model: Path, doing: str = "is publishing") -> Iterator[None]:
                 os.unlink(path)
         finally:
             os.close(descriptor)
+
+
+def sweep_beside(model: Path) -> None:
+    """Remove what dead writers have left beside `model`; for the one writer only, who has no other at work there."""
+    for left in model.parent.glob(f".{glob.escape(model.name)}.*.partial"):
+        if not left.is_dir():
+            left.unlink(missing_ok=True)
+        elif not _lives(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(folder: Path) -> bool:
+    try:
+        with open(folder / OWNER, "rb") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _try(path: Path) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ import xarray as xr
 from pipeline.errors import ConflictError, StoreError
 from pipeline.store.bucket import Bucket, Moved
 from pipeline.store.head import ROOT, VERSIONS, Head, Version
+from pipeline.store.probe import PROBE
 from pipeline.store.publish import staged_version
 
 if TYPE_CHECKING:
@@ -47,8 +49,13 @@ class Objects(Bucket):
             staged = Path(folder) / "model"
             new = staged_version(ds, staged, head, kind)
             entry = new.history[-1]
-            for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
-                self.put(f"{entry.path}/{key}", (staged / key).read_bytes())
+            try:
+                for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
+                    self.put(f"{entry.path}/{key}", (staged / key).read_bytes())
+            except StoreError:  # the pointer does not name them
+                with suppress(StoreError):
+                    self.delete(entry.path)
+                raise
         before = head.id if head else None
 
         def follow(now: Head | None) -> Head:
@@ -60,7 +67,8 @@ class Objects(Bucket):
         try:
             self._change(follow, entry.id)
         except ConflictError:  # certain: nobody knows these files
-            self.delete(entry.path)
+            with suppress(StoreError):
+                self.delete(entry.path)
             raise
         return entry
 
@@ -94,14 +102,18 @@ class Objects(Bucket):
         from pipeline.store.history import expired
 
         gone: list[Version] = []
+        left: set[str] = set()
 
         def change(head: Head | None) -> Head:
             assert head is not None
-            left, gone[:] = expired(head, keep, grace)
-            return left
+            new, gone[:] = expired(head, keep, grace)
+            # Nobody sees who reads here: whoever has begun has as long as the readers of a head.
+            waiting = {**new.gone, **{v.path: time.time() + grace for v in gone}}
+            left.update(head.gone, waiting)
+            return replace(new, gone=waiting)
 
         self._head()
-        self._sweep(self._change(change))
+        self._sweep(self._change(change), left)
         return gone
 
     def _head(self) -> Head:
@@ -130,9 +142,9 @@ class Objects(Bucket):
 
     def _occupied(self) -> bool:
         """Whether something that is not ours is there; versions that never became one do not count."""
-        return any(not o["path"].startswith(f"{VERSIONS}/") for o in self.listed(None))
+        return any(not o["path"].startswith((f"{VERSIONS}/", PROBE)) for o in self.listed(None))
 
-    def _sweep(self, head: Head) -> None:
+    def _sweep(self, head: Head, left: set[str]) -> None:
         """Remove the files of versions that have left the history, and of those that were never published."""
         known = {v.path for v in head.history} | {path for path, until in head.gone.items() if time.time() < until}
         latest: dict[str, datetime] = {}
@@ -140,8 +152,7 @@ class Objects(Bucket):
             path = "/".join(o["path"].split("/")[:2])
             latest[path] = max(latest.get(path, o["last_modified"]), o["last_modified"])
         for path, written in latest.items():
-            left = path in head.gone or datetime.now(UTC) - written > _ABANDONED
-            if path not in known and left:
+            if path not in known and (path in left or datetime.now(UTC) - written > _ABANDONED):
                 self.delete(path)
 
     def _overtaken(self, now: Head | None) -> ConflictError:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.store.read import Place, locate, open_store
-from pipeline.urls import is_objects
+from pipeline.store.read import OBJECTS, Place, locate, open_store
 
-__all__ = ["ABILITIES", "probe"]
+__all__ = ["ABILITIES", "PROBE", "probe"]
 
 ABILITIES = ("read", "write", "conditional write")
+PROBE = ".probe-"
+"""What the names of all files begin with that are written to try a place."""
 
 
 def probe(place: Place) -> dict[str, str]:
@@ -40,7 +41,7 @@ def probe(place: Place) -> dict[str, str]:
     told = {}
     try:
         if acts is None:
-            objects = is_objects(str(located))
+            objects = str(located).split("://")[0] in OBJECTS
             store = open_store(located.removeprefix("icechunk:") if isinstance(located, str) else located, False)
             acts = _Objects(store) if objects and hasattr(store, "store") else _Other(store)
     except Exception as error:
@@ -62,7 +63,7 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = path if path.is_dir() else next(p for p in path.parents if p.exists())
-        self.file = self.folder / f".probe-{uuid4().hex}"
+        self.file = self.folder / f"{PROBE}{uuid4().hex}"
 
     def read(self) -> str | None:
         if self.path.exists() and not self.path.is_dir():
@@ -101,7 +102,7 @@ class _Objects:
     """An object store: the head of a model is replaced on condition that it is what was read."""
 
     def __init__(self, store: Any) -> None:
-        self.store, self.key = store.store, f".probe-{uuid4().hex}"
+        self.store, self.key = store.store, f"{PROBE}{uuid4().hex}"
 
     def read(self) -> None:
         import obstore

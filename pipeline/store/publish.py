@@ -33,7 +33,7 @@ from zarr.storage import LocalStore
 
 from pipeline.errors import ConflictError, InputError, StoreError
 from pipeline.store.head import ROOT, SLOTS, VERSIONS, Chunk, Head, Version
-from pipeline.store.lock import only_writer
+from pipeline.store.lock import only_writer, sweep_beside
 from pipeline.store.read import check_inside, sound
 
 __all__ = ["commit_local", "commit_once", "parents_of", "reroot", "restore", "settle", "staged_version", "synced"]
@@ -49,7 +49,7 @@ def commit_local(ds: xr.Dataset, model: Path, overwrite: bool, parent: str | Non
         raise _overtaken(model, before)
     with parents_of(model), only_writer(model):
         head = _unmoved(model, before)
-        _sweep_beside(model)
+        sweep_beside(model)
         staged = model.with_name(f".{model.name}.{uuid4().hex}.partial")
         try:
             new = _stage(ds, staged, head, kind)
@@ -107,16 +107,8 @@ def _writing(model: Path) -> Iterator[Head]:
     """The head, which nobody else replaces while inside."""
     Head.parse((model / ROOT).read_bytes() if (model / ROOT).exists() else None, str(model))
     with only_writer(model):
-        _sweep_beside(model)
+        sweep_beside(model)
         yield Head.parse((model / ROOT).read_bytes(), str(model))
-
-
-def _sweep_beside(model: Path) -> None:
-    for stale in model.parent.glob(f".{_literal(model.name)}.*.partial"):
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)  # its writer is dead: we hold the lock
-        else:
-            stale.unlink(missing_ok=True)
 
 
 def _current(model: Path, overwrite: bool) -> Head | None:
@@ -366,11 +358,6 @@ def synced(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _literal(name: str) -> str:
-    """A file name as a glob pattern that matches only itself."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def commit_once(ds: xr.Dataset, store: Store, place: str, overwrite: bool, parent: str | None, kind: str) -> Version:

@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -17,15 +19,14 @@ import xarray as xr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pipeline.errors import InputError, StoreError
 from pipeline.store.dataset import from_dataset
 from pipeline.store.head import ROOT, Chunk, Head
 from pipeline.subspace import Subspace
-from pipeline.urls import open_url
 
-__all__ = ["Place", "check_inside", "is_icechunk", "load", "locate", "open_store", "read_root", "sound"]
+__all__ = ["Place", "check_inside", "is_icechunk", "is_objects", "load", "locate", "open_store", "read_root", "sound"]
 
 Place = str | os.PathLike[str] | Store
 _ATTEMPTS = 5
@@ -33,6 +34,11 @@ _LARGEST_CHUNK, _LARGEST_ROOT = 64 << 20, 64 << 20  # bytes; we write 16 MB
 # All that we write: none of them runs code that comes with the data, as pickle does, and none holds other codecs.
 _CODECS = {"bytes", "crc32c", "vlen-bytes", "vlen-utf8", "zstd"}
 _ZSTD = b"\x28\xb5\x2f\xfd"
+RETRIES: dict[str, Any] = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(minutes=3),
+}  # of a request, with pauses between
+OBJECTS = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 
 def load(store: Place, version: int | str | None = None) -> Subspace:
@@ -135,13 +141,37 @@ def locate(store: Place) -> Path | str | Store:
     return text if "://" in text or is_icechunk(text) else Path(os.path.realpath(text))
 
 
+def is_objects(place: Any) -> bool:
+    """Whether a place is the URL of an object store, and `obstore` (the extra `s3`) is there to open it."""
+    return isinstance(place, str) and urlsplit(place).scheme in OBJECTS and find_spec("obstore") is not None
+
+
 def open_store(place: Path | str | Store, read_only: bool = True) -> Store:
     """The Zarr store at a place; raises StoreError when its URL is not known."""
     if isinstance(place, Store):
         return place
     if isinstance(place, Path):
         return LocalStore(place, read_only=read_only)
-    return open_url(place, read_only)
+    try:
+        if is_objects(place):
+            return open_objects(place, read_only=read_only)
+        return FsspecStore.from_url(place, read_only=read_only)
+    except (ImportError, ValueError, OSError) as error:
+        raise StoreError(f"{place} cannot be opened: {error}") from error
+
+
+def open_objects(url: str, read_only: bool = True) -> Store:
+    """An object store by its URL, through `obstore`; keys, region and endpoint come from the environment (AWS_…)."""
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+    from zarr.storage import ObjectStore
+
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    options: Any = {"allow_http": True} if plain else None
+    try:
+        return ObjectStore(from_url(url, client_options=options, retry_config=cast(Any, RETRIES)), read_only=read_only)
+    except BaseError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
 
 
 def read_root(store: Store, place: str, path: str = "") -> bytes | None:
