@@ -316,11 +316,11 @@ def test_a_writer_thought_dead_cannot_commit(tmp_path: Path) -> None:
     assert open_matrix(str(tmp_path / "new")).shape[0] == 30
 
 
-@pytest.mark.parametrize(("server", "suffix"), [("moto", ".nc"), ("seaweedfs", ".h5ad")])
-def test_a_store_in_s3_grows_too(server: str, suffix: str, bucket: Buckets, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".nc", ".h5ad"])
+def test_a_store_in_s3_grows_too(suffix: str, bucket: Buckets, tmp_path: Path) -> None:
     import obstore
 
-    store, model, k = bucket(server), tmp_path / "model", 6 - (suffix == ".nc")  # without land
+    store, model, k = bucket("moto"), tmp_path / "model", 6 - (suffix == ".nc")  # without land
     for i, (a, b) in enumerate(CUTS):
         WRITERS[suffix](tmp_path / f"{i}{suffix}", a, b)
         found = ingest(store, tmp_path / f"{i}{suffix}", chunk_rows=None if suffix == ".h5ad" else 8)
@@ -335,7 +335,7 @@ def test_a_store_in_s3_grows_too(server: str, suffix: str, bucket: Buckets, tmp_
     WRITERS[suffix](tmp_path / f"wrong{suffix}", 60, 70)
     with pytest.raises(InputError, match="10 of its 10 samples are in s3"):
         ingest(store, tmp_path / f"wrong{suffix}")
-    taken = bucket(server)
+    taken = bucket("moto")
     obstore.put(open_store(taken, read_only=False).store, "mine", b"not a store")
     with pytest.raises(StoreError, match="another place"):
         ingest(taken, tmp_path / f"0{suffix}")
