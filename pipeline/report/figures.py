@@ -185,12 +185,13 @@ def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
     ax.set(xlim=(0, None), ylim=(0, None))
     name_axes(ax, "score distance", "orthogonal distance")
     notes = [] if len(kept) == len(finite) else [f"{len(kept)} of {len(finite)} rows are drawn."]
-    if 0 < cutoffs[1] < finite[:, 1].max(initial=0.0) / _FAR and finite[:, 1].min() > 0:
+    lowest, highest = finite[:, 1].min(initial=np.inf), finite[:, 1].max(initial=0.0)
+    if lowest > 0 and 0 < _FAR * cutoffs[1] < highest:
         ax.set_yscale("log")
+        ax.set_ylim(0.8 * min(lowest, cutoffs[1]), 1.25 * highest)
         notes.append("The scale upwards is logarithmic.")
-    return picture(
-        figure, f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs.", " ".join(notes)
-    )
+    words = f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs."
+    return picture(figure, words, " ".join(notes))
 
 
 def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tuple[str, int, int]]) -> Picture:
