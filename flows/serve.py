@@ -24,7 +24,7 @@ from pipeline.errors import InputError, PipelineError
 
 __all__ = ["serve", "server", "settings"]
 
-_PATIENCE = 180.0  # seconds: a server took 12 s on a quiet machine and 24 s on a busy one
+_PATIENCE = 600.0  # seconds: a server took 12 s on a quiet machine, and minutes on one with seven times its work
 
 
 def settings(home: Path, host: str, port: int) -> dict[str, str]:
@@ -36,6 +36,8 @@ def settings(home: Path, host: str, port: int) -> dict[str, str]:
         "PREFECT_UI_API_URL": f"http://{host}:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite takes one writer at a time: the others wait, and do not fail
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         "DO_NOT_TRACK": "1",
     }

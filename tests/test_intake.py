@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipeline.intake.files import FORMATS
 from pipeline.jobs.update import update_model
 from pipeline.store import history
 from pipeline.store.growing import Batch, batches_of, growing
+from pipeline.store.read import open_store
+from tests.servers import Buckets
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((70, 6)).astype(np.float32)
@@ -69,7 +72,14 @@ TRUTH = {".nc": np.where(np.arange(6) == 0, np.nan, ROWS), ".h5ad": np.maximum(R
 TRUTH[".zarr"] = TRUTH[".nc"]
 
 
-def entries(store: Path) -> np.ndarray:
+def keys_of(store: str) -> list[str]:
+    """The objects of a store in S3."""
+    import obstore
+
+    return [o["path"] for batch in obstore.list(open_store(store).store) for o in batch]
+
+
+def entries(store: Path | str) -> np.ndarray:
     X = open_matrix(str(store))
     return np.concatenate([b if isinstance(b, np.ndarray) else b.toarray() for b in map(X.read, range(X.n_blocks))])
 
@@ -231,8 +241,9 @@ def test_wrong_sources_are_told(tmp_path: Path) -> None:
     for options in ({"missing": "no"}, {"dtype": "text"}, {"chunk_rows": 0}, {"variable": "x"}, {"sample_dim": "t"}):
         with pytest.raises(InputError):
             ingest(store, tmp_path / "good.npy", **options)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="local disk"):
-        ingest("s3://bucket/x", tmp_path / "good.npy")
+    for elsewhere in ("https://host/x.zarr", f"icechunk:{tmp_path}/x"):
+        with pytest.raises(InputError, match="local disk, or in an object store"):
+            ingest(elsewhere, tmp_path / "good.npy")
     zarr.create_array(tmp_path / "foreign", shape=(3, 3), dtype="f8")
     for place, kind in (("foreign", InputError), ("x.txt", StoreError)):
         with pytest.raises(kind, match="another place"):
@@ -303,6 +314,81 @@ def test_a_writer_thought_dead_cannot_commit(tmp_path: Path) -> None:
         with pytest.raises(ConflictError):
             asleep.publish(Batch("0" * 32, "late", "", 0, 40))
     assert open_matrix(str(tmp_path / "new")).shape[0] == 30
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".h5ad"])
+def test_a_store_in_s3_grows_too(suffix: str, bucket: Buckets, tmp_path: Path) -> None:
+    import obstore
+
+    store, model, k = bucket("moto"), tmp_path / "model", 6 - (suffix == ".nc")  # without land
+    for i, (a, b) in enumerate(CUTS):
+        WRITERS[suffix](tmp_path / f"{i}{suffix}", a, b)
+        found = ingest(store, tmp_path / f"{i}{suffix}", chunk_rows=None if suffix == ".h5ad" else 8)
+        assert [(x.start, x.stop) for x in found.added] == [(a, b)]
+        if i == 0:
+            PCA(k).fit(store).subspace_.save(model)
+    np.testing.assert_array_equal(entries(store), TRUTH[suffix])
+    assert ingest(store, [tmp_path / f"{i}{suffix}" for i in range(3)]).known == 3
+    assert update_model(str(model), store).rows == 40
+    assert update_model(str(model), store).rows == 0
+    assert load(model).distance(PCA(k).fit(store).subspace_).max() < 1e-5
+    WRITERS[suffix](tmp_path / f"wrong{suffix}", 60, 70)
+    with pytest.raises(InputError, match="10 of its 10 samples are in s3"):
+        ingest(store, tmp_path / f"wrong{suffix}")
+    taken = bucket("moto")
+    obstore.put(open_store(taken, read_only=False).store, "mine", b"not a store")
+    with pytest.raises(StoreError, match="another place"):
+        ingest(taken, tmp_path / f"0{suffix}")
+
+
+def whole_batches(store: str) -> list[tuple[int, int]]:
+    """Which rows are there, batch by batch; each holds what its file held."""
+    rows, cuts = entries(store), []
+    for batch in batches_of(store):
+        a, b = CUTS[int(Path(batch.name).stem)]
+        np.testing.assert_array_equal(rows[batch.start : batch.stop], ROWS[a:b])
+        cuts.append((a, b))
+    assert sum(b - a for a, b in cuts) == len(rows)
+    return cuts
+
+
+def test_killed_or_overtaken_at_any_request_to_s3(
+    bucket: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every second one in turn a writer dies, or sleeps while another one adds a batch; nothing is lost or mixed."""
+    import obstore
+
+    real, done = obstore.put, set()
+    files = [tmp_path / f"{i}.npy" for i in range(3)]
+    for path, (a, b) in zip(files, CUTS, strict=True):
+        np.save(path, ROWS[a:b])
+    for at, dies in product(range(1, 100, 2), (True, False)):
+        if (dies, "all") in done:
+            continue
+        store, left = bucket("moto"), at
+        ingest(store, files[0], chunk_rows=8)
+
+        def late(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0 and dies:  # noqa: B023
+                raise Killed
+            if left == 0:
+                assert ingest(store, files[2]).n_samples in (63, 70)  # noqa: B023
+            return real(*args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(obstore, "put", late)
+            try:
+                ingest(store, files[1])
+                done.add((dies, "all" if left > 0 else "completed"))
+            except (Killed, ConflictError) as error:
+                done.add((dies, type(error).__name__))
+        assert whole_batches(store)[0] == CUTS[0]
+        assert ingest(store, files).n_samples == 70
+        assert sorted(whole_batches(store)) == list(CUTS)
+        assert not [key for key in keys_of(store) if key.startswith(".batches") and dies is False]
+    assert done == {(True, "Killed"), (True, "all"), (False, "ConflictError"), (False, "completed"), (False, "all")}
 
 
 def test_readers_keep_what_they_have_opened(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from pipeline.errors import InputError, StoreError
 from pipeline.labels import Coord, Labels
 from pipeline.report import write_report
-from pipeline.report.figures import effect
+from pipeline.report.figures import effect, outliers
 from pipeline.report.layout import Axis, sheet
 from pipeline.report.page import render
 from pipeline.subspace import Subspace
@@ -263,3 +263,13 @@ def test_writing_replaces_whole_and_fails_clean(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="another --out"):
         write_report(one, out / "under-a-file.html")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "taken"]
+
+
+def test_far_outliers_do_not_press_the_others_flat() -> None:
+    near = np.random.default_rng(0).uniform(0.5, 1.0, (50, 2))
+    assert outliers(near, (2.0, 2.0)).note == ""
+    far = outliers(np.r_[near, [[1.0, 900.0]]], (2.0, 2.0))
+    assert "logarithmic" in far.note
+    ink = imread(io.BytesIO(far.png))[..., :3].min(axis=2) < 0.9
+    assert ink[ink.shape[0] // 2 :, ink.shape[1] // 4 :].any(axis=1).mean() > 0.3  # the cloud has a height of its own
+    assert outliers(np.zeros((3, 2)), (0.0, 0.0)).note == ""

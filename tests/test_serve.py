@@ -302,14 +302,9 @@ def test_a_port_that_is_free_listens_and_a_taken_one_does_not() -> None:
         listen("localhost", door.getsockname()[1])
 
 
-def test_a_real_browser_shows_it(tmp_path: Path) -> None:
+def test_a_real_browser_shows_it(tmp_path: Path, browser: Any, picture: Callable[[str], None]) -> None:
     """The command as people run it, and the file: two widths, links and the form; nothing that a name says runs."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     wait = pytest.importorskip("selenium.webdriver.support.wait")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
     model, bite = tmp_path / "m.zarr", "<script>window.bitten=1</script><img src=x onerror='window.bitten=1'>"
     grid = replace(GRID, attrs={"units": "K", "long_name": bite})
     for seed in (0, 1):
@@ -318,14 +313,6 @@ def test_a_real_browser_shows_it(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "serve", str(model), "--port", "0"], stdout=subprocess.PIPE, text=True
     )
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    flags = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
-    for flag in (*flags, "disable-background-networking", "disable-component-update"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
 
     def looked_at(images: int) -> None:
         deadline = time.monotonic() + 60
@@ -345,22 +332,25 @@ def test_a_real_browser_shows_it(tmp_path: Path) -> None:
         browser.set_window_size(500, 900)
         browser.get(file.as_uri())
         looked_at(6)
+        picture("report-narrow")
         assert server.stdout is not None
         browser.get(server.stdout.readline().strip())
         looked_at(5)
+        picture("page-narrow")
         assert bite in browser.find_element("tag name", "h1").text
         browser.set_window_size(1280, 900)
         browser.find_element("css selector", "nav a").click()
         looked_at(5)
+        picture("version")
         assert browser.current_url.endswith("/versions/1")
         browser.find_element("css selector", "form button").click()
         wait.WebDriverWait(browser, 60).until(lambda b: "/compare" in b.current_url)
         looked_at(3)
+        picture("comparison")
         assert browser.current_url.endswith("/compare?a=1&b=2")
         browser.back()
         browser.find_element("css selector", "figure a").click()
         assert browser.current_url.endswith("/versions/1/figures/scree.png")
     finally:
-        browser.quit()
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=60) == 0

@@ -21,10 +21,12 @@ from pipeline.intake.files import FORMATS, Reading, SparseRows, slabs, suffix_of
 from pipeline.intake.sparse import Sparse
 from pipeline.sources.anndata import is_anndata
 from pipeline.store.growing import Batch, Growth, batches_of, growing, tend
+from pipeline.store.read import is_icechunk, locate, open_store
 
 __all__ = ["Ingested", "ingest"]
 
 Source = str | PathLike[str]
+Place = Path | str  # a local disk or a URL
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ def ingest(
 
     Parameters
     ----------
-    store : path
-        On a local disk; made where nothing is. NetCDF, HDF5, Parquet, CSV, NPY and dense anndata make a Zarr v3
-        group of named arrays, sparse anndata one in anndata's own layout; `open_matrix` and xarray open both.
+    store : path or URL
+        On a local disk or in an object store (s3://…); made where nothing is. NetCDF, HDF5, Parquet, CSV, NPY and dense
+        anndata make a Zarr v3 group of named arrays, sparse anndata one in anndata's own layout; `open_matrix` and
+        xarray open both.
     source : path, pattern, folder, or several
         Files (.nc, .h5, .parquet, .csv, .npy, .h5ad, .zarr, …), in the order of their names.
     variable : str or list of str, optional
@@ -118,21 +121,20 @@ def ingest(
     >>> [(b.start, b.stop) for b in found.added], found.known, found.n_samples
     ([(4, 6)], 1, 6)
     """
-    path = _local(store)
+    place = _place(store)
     wanted = _Wanted(Reading(variable, sample_dim, labels), _dtype(dtype), missing, _height(chunk_rows))
     if missing not in ("error", "keep"):
         raise InputError(f"missing={missing!r}: expected 'error' or 'keep'")
     added, known, failed = [], 0, []
-    files = _files(source, path, settle)
-    seen = {(b.name, b.stamp) for b in batches_of(path)}
-    tend(path)
+    files = _files(source, place, settle)
+    seen = {(b.name, b.stamp) for b in tend(place)}
     for file in files:
         mark = str(file.resolve()), _stamp(file)
         if mark in seen and mark[1]:
             known += 1
             continue
         try:
-            batch = _add(path, file, mark, wanted)
+            batch = _add(place, file, mark, wanted)
         except InputError as error:
             failed.append(error)
             continue
@@ -144,18 +146,18 @@ def ingest(
         others = f" (and {len(failed) - 1} more files cannot)" if len(failed) > 1 else ""
         taken = f"; {len(added)} of {len(files)} files were added" if len(files) > 1 else ""
         raise InputError(f"{failed[0]}{others}{taken}")
-    return Ingested(str(store), tuple(added), known, max((b.stop for b in batches_of(path)), default=0))
+    return Ingested(str(store), tuple(added), known, max((b.stop for b in batches_of(place)), default=0))
 
 
-def _add(path: Path, file: Path, mark: tuple[str, str], wanted: _Wanted) -> Batch | None:
+def _add(place: Place, file: Path, mark: tuple[str, str], wanted: _Wanted) -> Batch | None:
     """One file; None where the store has what it holds."""
-    with growing(path) as growth:
-        layout = None if growth.before is None else _layout(path, wanted)
+    with growing(place) as growth:
+        layout = None if growth.before is None else _layout(place, wanted)
         layout, id, n, labels = _survey(file, layout, wanted)
         if any(b.id == id for b in growth.batches):
             return None
         if labels is not None and growth.before is not None:
-            _check_new(layout, path, labels, file)
+            _check_new(layout, place, labels, file)
         begun, copy = growth.before is None, _Digest(layout)
         for slab in slabs(file, wanted.reading):
             fitted = layout.fitted(slab, str(file))
@@ -172,7 +174,7 @@ def _publish(growth: Growth, batch: Batch) -> Batch | None:
     try:
         return growth.publish(batch)
     except ConflictError:
-        if any(b.id == batch.id for b in batches_of(growth.path)):
+        if any(b.id == batch.id for b in batches_of(growth.place)):
             return None  # somebody else has added the same
         raise
 
@@ -210,13 +212,13 @@ def _survey(file: Path, layout: Any, wanted: _Wanted) -> tuple[Any, str, int, np
     return layout, digest.id, n, None if labels[0] is None else np.concatenate(labels)
 
 
-def _layout(path: Path, wanted: _Wanted) -> Any:
-    rounded = wanted.dtype is not None
+def _layout(place: Place, wanted: _Wanted) -> Any:
+    rounded, opened = wanted.dtype is not None, open_store(place)
     try:
-        sparse = is_anndata(zarr.open_group(path, mode="r"))
-        return Sparse.of_store(path, rounded) if sparse else Dense.of_store(path, wanted.missing, rounded)
+        sparse = is_anndata(zarr.open_group(opened, mode="r"))
+        return Sparse.of_store(opened, rounded) if sparse else Dense.of_store(opened, wanted.missing, rounded)
     except (KeyError, ValueError, OSError) as error:
-        raise StoreError(f"{path} is damaged ({error}): restore it from a copy") from error
+        raise StoreError(f"{place} is damaged ({error}): restore it from a copy") from error
 
 
 def _new_layout(slab: Any, wanted: _Wanted, name: str) -> Any:
@@ -225,22 +227,20 @@ def _new_layout(slab: Any, wanted: _Wanted, name: str) -> Any:
     return Dense.of_slab(slab, wanted.dtype, wanted.missing, wanted.chunk_rows)
 
 
-def _check_new(layout: Any, path: Path, labels: np.ndarray, file: Path) -> None:
+def _check_new(layout: Any, place: Place, labels: np.ndarray, file: Path) -> None:
     """Samples that are there already under the same label are not added once more."""
-    stored = layout.stored_labels(path)
+    stored = layout.stored_labels(open_store(place))
     again = np.isin(labels, stored)
     if again.any():
         raise InputError(
-            f"{file}: {np.count_nonzero(again)} of its {labels.size} samples are in {path} already (such as "
+            f"{file}: {np.count_nonzero(again)} of its {labels.size} samples are in {place} already (such as "
             f"{labels[np.argmax(again)]}), as part of another batch: samples are added, never replaced"
         )
 
 
-def _local(store: Source) -> Path:
+def _place(store: Source) -> Place:
     name = fspath(store)
-    if "://" in name or name.startswith("icechunk:"):
-        raise InputError(f"{name}: a store that grows lies on a local disk")
-    return Path(name)
+    return locate(name) if "://" in name or is_icechunk(name) else Path(name)  # type: ignore[return-value]
 
 
 def _dtype(name: str | None) -> np.dtype[Any] | None:
@@ -259,19 +259,20 @@ def _height(chunk_rows: int | None) -> int | None:
     return chunk_rows
 
 
-def _files(source: Source | Sequence[Source], store: Path, settle: float) -> list[Path]:
+def _files(source: Source | Sequence[Source], store: Place, settle: float) -> list[Path]:
     """The files that are meant, in the order of their names, without those that are being written."""
     named = [source] if isinstance(source, str | PathLike) else list(source)
     found: list[Path] = []
+    here = store.resolve() if isinstance(store, Path) else None
     for given in named:
         text, path = fspath(given), Path(given)
         if path.is_dir() and suffix_of(path) not in FORMATS:
             inside = [p for p in path.iterdir() if suffix_of(p) in FORMATS and not p.name.startswith(".")]
-            found += sorted(p for p in inside if p.resolve() != store.resolve())
+            found += sorted(p for p in inside if p.resolve() != here)
         elif path.exists():
             found.append(path)
         elif glob.has_magic(text):
-            found += sorted(Path(p) for p in glob.glob(text) if Path(p).resolve() != store.resolve())
+            found += sorted(Path(p) for p in glob.glob(text) if Path(p).resolve() != here)
         else:
             raise InputError(f"{text} does not exist")
     latest = time.time() - settle

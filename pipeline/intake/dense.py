@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from zarr.abc.store import Store
 
 from pipeline.errors import InputError
 
@@ -42,9 +43,9 @@ class Dense:
     """Whether float64 may become the float32 of the store."""
 
     @classmethod
-    def of_store(cls, path: Path, missing: str, rounded: bool = False) -> Dense:
+    def of_store(cls, store: Store, missing: str, rounded: bool = False) -> Dense:
         """That of a store which is there."""
-        with xr.open_zarr(path, chunks=None) as ds:
+        with xr.open_zarr(store, chunks=None) as ds:
             dim = str(next(iter(ds.data_vars.values())).dims[0])
             land = _land(ds.isel({dim: slice(0, 1)}).load()) if missing == "error" else {}
             return cls(ds.isel({dim: slice(0, 0)}).load(), land, None, rounded)
@@ -124,9 +125,9 @@ class Dense:
         """What the samples of a slab are called."""
         return slab[self.dim].values if self.dim in slab.coords else None
 
-    def stored_labels(self, path: Path) -> np.ndarray | None:
+    def stored_labels(self, store: Store) -> np.ndarray | None:
         """What the samples of the store are called."""
-        with xr.open_zarr(path, chunks=None) as ds:
+        with xr.open_zarr(store, chunks=None) as ds:
             return ds[self.dim].values if self.dim in ds.coords else None
 
     def put(self, slab: xr.Dataset, folder: Path, first: bool) -> int:

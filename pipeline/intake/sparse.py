@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 
 from pipeline.errors import InputError
 from pipeline.intake.dense import castable
@@ -31,10 +32,10 @@ class Sparse:
     rounded: bool = False
 
     @classmethod
-    def of_store(cls, path: Path, rounded: bool = False) -> Sparse:
+    def of_store(cls, store: Store, rounded: bool = False) -> Sparse:
         """That of a store which is there."""
-        group = zarr.open_group(path, mode="r")
-        (part,) = parts_of(group, None, str(path))
+        group = zarr.open_group(store, mode="r")
+        (part,) = parts_of(group, None, str(store))
         data: Any = part.node["data"]
         n_features, dtype = int(part.node.attrs["shape"][1]), np.dtype(data.dtype)
         return cls(n_features, dtype, part.features, part.samples is not None, rounded)
@@ -85,9 +86,9 @@ class Sparse:
         """What the samples of a slab are called."""
         return slab.samples
 
-    def stored_labels(self, path: Path) -> np.ndarray | None:
+    def stored_labels(self, store: Store) -> np.ndarray | None:
         """What the samples of the store are called."""
-        (part,) = parts_of(zarr.open_group(path, mode="r"), None, str(path))
+        (part,) = parts_of(zarr.open_group(store, mode="r"), None, str(store))
         return part.samples
 
     def put(self, slab: SparseRows, folder: Path, first: bool) -> int:

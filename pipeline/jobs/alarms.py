@@ -11,12 +11,13 @@ from typing import Any
 
 import xarray as xr
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.estimators.anomaly_detector import AnomalyDetector
 from pipeline.jobs.run import count_above
 from pipeline.matrix import open_matrix
 from pipeline.store import load
 from pipeline.store.lock import only_writer
+from pipeline.store.publish import synced
 
 __all__ = ["Scored", "score_new_rows"]
 
@@ -73,25 +74,39 @@ def score_new_rows(
     Raises
     ------
     InputError, StoreError
-        When data or model cannot be used.
+        When data or model cannot be used, or the source has fewer rows than were scored.
     """
     if not 0 <= most < 1:
         raise InputError(f"most={most!r}: give a share of the rows, from 0 and below 1")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    detector = AnomalyDetector(load(str(model)), threshold)
+    detector, matrix = AnomalyDetector(load(str(model)), threshold), open_matrix(str(source))
+    folder = _made(folder)
     with only_writer(folder / "scores", "is scoring the rows of"):
         limit, found = _threshold(detector, folder, str(normal), str(model)), None
         done = _done(folder)
         for a, b in done:
             if not _verdict(folder, a, b).exists():  # the run was killed before it told
                 found = _told(folder, a, b, limit, most, tell)
-        matrix, start = open_matrix(str(source)), max((b for _, b in done), default=0)
-        stop = len(matrix)
-        if stop <= start:
+        start, stop = max((b for _, b in done), default=0), len(matrix)
+        if stop < start:
+            raise InputError(
+                f"{source} has {stop} rows, but {start} were scored in {folder}: give other rows another folder"
+            )
+        if stop == start:
             return found or Scored(start, start, 0, limit, None, False)
         detector.score(matrix.rows(start, stop), out=_scores(folder, start, stop))
         return _told(folder, start, stop, limit, most, tell)
+
+
+def _made(folder: str | Path) -> Path:
+    """The folder for the scores, on a local disk."""
+    if "://" in str(folder):
+        raise InputError(f"{folder}: scores of a store that grows go to a folder on a local disk")
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the folder {place} cannot be made ({error.strerror}): choose another one") from error
+    return place
 
 
 def _told(
@@ -119,6 +134,7 @@ def _verdict(folder: Path, start: int, stop: int) -> Path:
 def _write(path: Path, facts: dict[str, Any]) -> None:
     fresh = path.with_suffix(".partial")
     fresh.write_text(json.dumps(facts))
+    synced(fresh)
     fresh.rename(path)
 
 
@@ -133,10 +149,14 @@ def _threshold(detector: AnomalyDetector, folder: Path, normal: str, model: str)
     kept = folder / "threshold.json"
     asked = {"model": model, "normal": normal, "threshold": detector.threshold}
     if kept.exists():
-        known = json.loads(kept.read_text())
-        if known["asked"] != asked:
-            raise InputError(f"{kept} was made for {known['asked']}: choose another folder")
-        return float(known["value"])
+        try:
+            known = json.loads(kept.read_text("utf-8"))
+            value, made_for = float(known["value"]), known["asked"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{kept} is damaged ({error}): remove it, and the threshold is calibrated anew") from error
+        if made_for != asked:
+            raise InputError(f"{kept} was made for {made_for}: choose another folder")
+        return value
     value = detector.fit(normal).threshold_
     _write(kept, {"asked": asked, "value": value})
     return value

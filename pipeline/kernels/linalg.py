@@ -91,14 +91,22 @@ def orthonormal(a: np.ndarray) -> np.ndarray:
     return tall_qr(a)[0]
 
 
-def deflated(known: Sequence[np.ndarray], a: np.ndarray) -> np.ndarray:
-    """What is left of the columns of a (m, l) outside of the span of the orthonormal columns of blocks (m, q_i)."""
+def deflated(known: Sequence[np.ndarray], a: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
+    """What is left of the columns of a (m, l) outside of the span of the orthonormal columns of blocks (m, q_i).
+
+    `shares` (q, l) are their products with a, where they are known.
+    """
+    start = 0
     for block in known:
-        a = a - block @ (block.conj().T @ a)
+        stop = start + block.shape[1]
+        a = a - block @ (block.conj().T @ a if shares is None else shares[start:stop])
+        start = stop
     return a
 
 
-def orthonormal_beside(known: Sequence[np.ndarray], a: np.ndarray, spare: np.ndarray) -> np.ndarray:
+def orthonormal_beside(
+    known: Sequence[np.ndarray], a: np.ndarray, spare: np.ndarray, shares: np.ndarray | None = None
+) -> np.ndarray:
     """Orthonormal columns (m, l) that span what a (m, l) adds to those of blocks (m, q_i), all of them orthonormal.
 
     Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. One projection is enough
@@ -108,7 +116,7 @@ def orthonormal_beside(known: Sequence[np.ndarray], a: np.ndarray, spare: np.nda
     replaced = False
     for turn in range(3):
         before = np.linalg.norm(a, axis=0)
-        q, r = tall_qr(deflated(known, a))
+        q, r = tall_qr(deflated(known, a, None if turn else shares))
         left = np.abs(np.diag(r))
         lost = left <= 1e-14 * before
         if (turn and not lost.any() and not replaced) or np.all(left > _MOST * before):

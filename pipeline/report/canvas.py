@@ -8,12 +8,15 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = [
     "BLUE",
@@ -29,6 +32,7 @@ __all__ = [
     "name_axes",
     "picture",
     "plain",
+    "whole_numbers",
 ]
 
 INK, BLUE, PALE, RED, SAND, GREY = "#333a41", "#3b6ea5", "#a9c1da", "#b5493a", "#d9a441", "#bcc1c6"
@@ -77,9 +81,24 @@ def dates(ax: Axes, x: np.ndarray) -> None:
 
 
 def plain(words: str, most: int) -> str:
-    """The words as they are, cut to length: a dollar sign starts no formula."""
-    words = words if len(words) <= most else words[: most - 1] + "…"
+    r"""The words as they are, without their middle where they are too long: a dollar sign starts no formula.
+
+    Examples
+    --------
+    >>> plain("a_long_name_of_instrument_07", 14)
+    'a_long_…ent_07'
+    >>> plain(plain("US$", 9), 9)
+    'US\\$'
+    """
+    words = words.replace(r"\$", "$")  # as it was, where it came through here before
+    if len(words) > most:
+        words = f"{words[: most // 2]}…{words[len(words) - (most - 1) // 2 :]}"
     return words.replace("$", r"\$")
+
+
+def whole_numbers(axis: Axis, most: int | Literal["auto"] = "auto") -> None:
+    """Mark an axis at whole numbers only, be it a single one."""
+    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 def picture(figure: Figure, alt: str, note: str = "") -> Picture:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from pipeline.drift import Drift
-from pipeline.report.canvas import BLUE, RED, Picture, blank, name_axes, picture, plain
+from pipeline.report.canvas import BLUE, RED, Picture, blank, name_axes, picture, plain, whole_numbers
 from pipeline.report.course import Course
 
 __all__ = ["angles", "drifts", "shares"]
@@ -68,7 +67,7 @@ def angles(found: Drift) -> Picture:
     shown = np.degrees(found.angles)
     ax.bar(np.arange(1, shown.size + 1), shown, width=0.72, color=BLUE)
     ax.set_ylim(0, max(1.15 * shown.max(initial=0.0), 0.01))
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    whole_numbers(ax.xaxis)
     name_axes(ax, "principal angle, largest first", "degrees")
     return picture(figure, f"Bars: principal angles in degrees: {', '.join(f'{a:.3g}' for a in shown[:8])}.")
 

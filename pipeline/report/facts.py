@@ -92,10 +92,11 @@ def promise(subspace: Subspace) -> str:
     if not separated:
         return "Nothing is certified: the variances lie too close together, or the solver stopped too early."
     bound = sine(subspace.angle_bounds[separated - 1])
-    who = "the component lies" if separated == 1 else f"the first {separated} components together lie"
-    if separated == subspace.k > 1:
-        who = f"all {separated} components together lie"
-    sentence = f"{who[0].upper()}{who[1:]} within an angle of sine {bound} of the true ones"
+    truth = "true one" if separated == 1 else "true ones"
+    who = "the first component lies" if separated == 1 else f"the first {separated} components together lie"
+    if separated == subspace.k:
+        who = "the component lies" if separated == 1 else f"all {separated} components together lie"
+    sentence = f"{who[0].upper()}{who[1:]} within an angle of sine {bound} of the {truth}"
     if separated < subspace.k:
         sentence += "; from there on the modes are not separated from what follows, and no angle is certified"
     return sentence + "."
@@ -200,7 +201,9 @@ def degrees(angle: float) -> str:
 
 def sine(angle: float) -> str:
     """The sine of a bound in radians."""
-    return f"{np.sin(angle):.1e}" if angle < np.pi / 2 else "not separated"
+    if not angle < np.pi / 2:
+        return "not separated"
+    return f"{np.sin(angle):.1e}" if angle > 0 else "0"
 
 
 def percent(share: float) -> str:

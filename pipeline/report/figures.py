@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.labels import Labels
 from pipeline.report.canvas import (
@@ -25,6 +25,7 @@ from pipeline.report.canvas import (
     name_axes,
     picture,
     plain,
+    whole_numbers,
 )
 from pipeline.report.layout import Axis, Sheet, sheet
 
@@ -37,6 +38,7 @@ __all__ = ["Picture", "cumulative", "effect", "mode", "outliers", "score", "scre
 
 MOST_POINTS = 4000  # of a line; more are drawn as a band between smallest and largest
 MOST_BARS = 40
+_FAR = 10  # times the cut-off, from which on outliers would press all others flat
 
 
 def scree(subspace: Subspace) -> Picture:
@@ -59,7 +61,7 @@ def scree(subspace: Subspace) -> Picture:
         for x, y, over in zip(number, share, top, strict=True):
             ax.annotate(f"{y:.3g}", (x, over), (0, 2), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
     ax.set_ylim(0, max(1.15 * top.max(initial=0.0), 1e-9))
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    whole_numbers(ax.xaxis)
     name_axes(ax, "mode", "% of the variance")
     notes = [
         "Whiskers: an exact variance lies within." if seen.any() else "Certified bounds are too narrow to be seen."
@@ -87,7 +89,7 @@ def cumulative(subspace: Subspace) -> Picture:
     left = max(100 - float(total[-1]), 0.0)
     ax.annotate(f"{left:.3g} % unexplained", (0.02, 0.94), xycoords="axes fraction", va="top", color=INK, fontsize=8.5)
     ax.set(xlim=(0, number[-1] * 1.02), ylim=(0, 101))
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    whole_numbers(ax.xaxis)
     name_axes(ax, "first modes together", "% of the variance")
     words = (
         f"the first {total.size - 1} modes explain {total[-1]:.4g} % of the variance, {left:.3g} % stays unexplained"
@@ -155,9 +157,10 @@ def walks(passes: Sequence[Mapping[str, Any]]) -> Picture:
     ax.barh(number, reading, height=0.6, color=SAND, label="reading and decoding")
     ax.barh(number, computing, left=reading, height=0.6, color=BLUE, label="computing")
     ax.set_ylim(len(passes) + 0.6, 0.4)
-    ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    whole_numbers(ax.yaxis, 8)
+    ax.xaxis.set_major_formatter(EngFormatter("s"))
     ax.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
-    name_axes(ax, "seconds, summed over threads", "pass")
+    name_axes(ax, "time, summed over threads", "pass")
     words = f"reading {reading.sum():.3g} s, computing {computing.sum():.3g} s"
     return picture(figure, f"Bars: thread seconds of {len(passes)} passes; in all {words}.")
 
@@ -181,13 +184,22 @@ def outliers(distances: np.ndarray, cutoffs: tuple[float, float]) -> Picture:
     ax.axhline(cutoffs[1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set(xlim=(0, None), ylim=(0, None))
     name_axes(ax, "score distance", "orthogonal distance")
-    note = "" if len(kept) == len(finite) else f"{len(kept)} of {len(finite)} rows are drawn."
-    return picture(figure, f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs.", note)
+    notes = [] if len(kept) == len(finite) else [f"{len(kept)} of {len(finite)} rows are drawn."]
+    lowest, highest = finite[:, 1].min(initial=np.inf), finite[:, 1].max(initial=0.0)
+    if lowest > 0 and 0 < _FAR * cutoffs[1] < highest:
+        ax.set_yscale("log")
+        ax.set_ylim(0.8 * min(lowest, cutoffs[1]), 1.25 * highest)
+        notes.append("The scale upwards is logarithmic.")
+    words = f"Dots: {int(beyond.sum())} of {len(finite)} rows lie beyond one of two cut-offs."
+    return picture(figure, words, " ".join(notes))
 
 
 def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tuple[str, int, int]]) -> Picture:
     axis = Axis.of(labels, labels.dims[0])
-    figure, (ax,) = blank(2.2)
+    bars = labels.size <= MOST_BARS and not kinds
+    names = [plain(w, 16) for w in axis.words] if bars else []
+    long = max(map(len, names), default=0) > 3
+    figure, (ax,) = blank(2.8 if long else 2.2)
     note = ""
     if kinds:
         axis = Axis("feature", np.arange(labels.size))
@@ -195,11 +207,10 @@ def _line(labels: Labels, values: np.ndarray, j: int, units: str, kinds: list[tu
             ax.axvline(start - 0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         ax.set_xticks([(a + b - 1) / 2 for _, a, b in kinds], [plain(n, 18) for n, _, _ in kinds])
         note = "Variables side by side, as entries of the unit vector: they share no unit."
-    if labels.size <= MOST_BARS and not kinds:
+    if bars:
         at = np.arange(labels.size)
         ax.bar(at, values, color=np.where(values >= 0, RED, BLUE), width=0.72)
-        names = [plain(w, 14) for w in axis.words]
-        ax.set_xticks(at, names, rotation=60 if max(map(len, names)) > 3 else 0, ha="center")
+        ax.set_xticks(at, names, rotation=60 if long else 0, ha="right" if long else "center", rotation_mode="anchor")
     else:
         note = f"{note} {_trace(ax, axis.values, values)}".strip()
         dates(ax, axis.values)
@@ -293,4 +304,4 @@ def _ends(labels: Labels, values: np.ndarray) -> str:
 
 
 def _per_spread(units: str) -> str:
-    return f"{plain(units, 20)} per s.d.".strip()
+    return f"{plain(units, 18)} per s.d.".strip()

@@ -195,11 +195,10 @@ class Filter:
     def _certificate(self, state: FilterState, removed: float) -> Certificate:
         assert state.sample is not None
         eps, looked_at = self.options.eps, len(state.sample)
-        most, share = (
-            filter_tolerance(eps, looked_at),
-            forgiven(eps) + np.sqrt(eps * (1 - eps) / max(state.total, 1)),
-        )
-        what = f"{100 * removed:.2f} % of the rows were cut off in {state.round - 1} rounds"
+        most = filter_tolerance(eps, looked_at)
+        share = forgiven(eps) + np.sqrt(eps * (1 - eps) / max(state.total, 1))
+        rounds = "1 round" if state.round == 2 else f"{state.round - 1} rounds"
+        what = f"{100 * removed:.2f} % of the rows were cut off in {rounds}"
         if state.pulled:
             what += f", all that eps={eps:g} allows"
             return Certificate(False, f"{what}, and still the tails are too long: rows far out were drawn in")

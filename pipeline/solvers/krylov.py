@@ -91,7 +91,8 @@ class Krylov(Iteration):
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
         # Threads of BLAS wait busily for some time after a product, and short passes would wait for them.
-        with threadpool_limits(1 if self.narrow else None):
+        brief = self.narrow and state.passes + 1 < self.effort(X)
+        with threadpool_limits(1 if brief else None):
             return super().step(X, state, summary)
 
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
@@ -104,7 +105,8 @@ class Krylov(Iteration):
         spare = np.random.default_rng([self.settings.seed, 2, state.passes]).standard_normal((image.shape[0], width))
         if self.side == ROWS and state.mean is not None:
             spare *= np.isfinite(state.mean)[:, None]
-        return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))
+        shares = None if state.inner is None else state.inner[:, -l:][:, :width]  # of narrow blocks, which end together
+        return Basis(known, images, orthonormal_beside(known, image[:, :width], spare, shares))
 
 
 def _passes_left(moved: tuple[float, ...]) -> float:

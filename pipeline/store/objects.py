@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from pipeline.errors import ConflictError, StoreError
+from pipeline.store.bucket import Bucket, Moved
 from pipeline.store.head import ROOT, VERSIONS, Head, Version
 from pipeline.store.probe import PROBE
 from pipeline.store.publish import staged_version
@@ -32,16 +33,9 @@ _ATTEMPTS = 8
 _ABANDONED = timedelta(days=1)  # after which files of a version that never became one are swept
 
 
-class _Moved(Exception):
-    """Somebody else replaced the pointer."""
-
-
 @dataclass(frozen=True)
-class Objects:
-    """A model in an object store that obeys conditional writes, opened with `obstore`."""
-
-    store: Any
-    place: str
+class Objects(Bucket):
+    """A model in an object store."""
 
     def commit(self, ds: xr.Dataset, overwrite: bool, parent: str | None, kind: str) -> Version:
         head, _ = self._root()
@@ -57,10 +51,10 @@ class Objects:
             entry = new.history[-1]
             try:
                 for key in [*new.chunks, *(f"{name}/{ROOT}" for name in new.members), ROOT]:
-                    self._put(f"{entry.path}/{key}", (staged / key).read_bytes())
+                    self.put(f"{entry.path}/{key}", (staged / key).read_bytes())
             except StoreError:  # the pointer does not name them
                 with suppress(StoreError):
-                    self._delete(entry.path)
+                    self.delete(entry.path)
                 raise
         before = head.id if head else None
 
@@ -74,7 +68,7 @@ class Objects:
             self._change(follow, entry.id)
         except ConflictError:  # certain: nobody knows these files
             with suppress(StoreError):
-                self._delete(entry.path)
+                self.delete(entry.path)
             raise
         return entry
 
@@ -85,7 +79,7 @@ class Objects:
         return History(head.history, head.id, head.tags)
 
     def document(self, version: Version) -> Mapping[str, Any]:
-        raw, _ = self._get(f"{version.path}/{ROOT}")
+        raw, _ = self.get(f"{version.path}/{ROOT}")
         return Head.parse(raw, f"{self.place}/{version.path}").document["attributes"]
 
     def rollback(self, version: int | str) -> Version:
@@ -129,7 +123,7 @@ class Objects:
         return head
 
     def _root(self) -> tuple[Head | None, Any]:
-        raw, stamp = self._get(ROOT)
+        raw, stamp = self.get(ROOT)
         return (None if raw is None else Head.parse(raw, self.place)), stamp
 
     def _change(self, change: Callable[[Head | None], Head], id: str | None = None) -> Head:
@@ -140,89 +134,26 @@ class Objects:
                 return head  # ours: the answer to an earlier request was lost
             new = change(head)
             try:
-                self._swap(new, stamp)
-            except _Moved:
+                self.swap(ROOT, new.dump(), stamp, f"version {new.version} ({new.id})")
+            except Moved:
                 continue
             return new
         raise ConflictError(f"{self.place} is changed all the time by others: try again")
 
-    def _swap(self, new: Head, stamp: Any) -> None:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
-
-        data = new.dump()
-        mode: Any = "create" if stamp is None else stamp
-        try:
-            obstore.put(self.store.store, ROOT, data, mode=mode)
-        except (AlreadyExistsError, PreconditionError, NotFoundError) as error:
-            raise _Moved from error
-        except (BaseError, OSError) as error:
-            try:
-                kept, _ = self._get(ROOT)
-            except StoreError:
-                kept = None
-            if kept == data:
-                return
-            raise StoreError(
-                f"it is not known whether version {new.version} ({new.id}) of {self.place} was published "
-                f"({str(error).splitlines()[0]}): look with `pipeline log` before doing it again"
-            ) from error
-
-    def _get(self, key: str) -> tuple[bytes | None, Any]:
-        import obstore
-        from obstore.exceptions import NotFoundError
-
-        with self._answered("read"):
-            try:
-                found = obstore.get(self.store.store, key)
-                known = {name: found.meta[name] for name in ("e_tag", "version") if found.meta.get(name) is not None}
-                return bytes(found.bytes()), known
-            except (NotFoundError, FileNotFoundError):
-                return None, None
-
-    def _put(self, key: str, data: bytes) -> None:
-        import obstore
-
-        with self._answered("written", "; what was stored before is as it was"):
-            obstore.put(self.store.store, key, data)
-
-    @contextmanager
-    def _answered(self, done: str, after: str = "") -> Iterator[None]:
-        from obstore.exceptions import BaseError
-
-        try:
-            yield
-        except (BaseError, OSError) as error:
-            raise StoreError(f"{self.place} cannot be {done}: {str(error).splitlines()[0][:300]}{after}") from error
-
     def _occupied(self) -> bool:
         """Whether something that is not ours is there; versions that never became one do not count."""
-        return any(not o["path"].startswith((f"{VERSIONS}/", PROBE)) for o in self._listed(None))
-
-    def _listed(self, prefix: str | None) -> list[Any]:
-        import obstore
-
-        with self._answered("read"):
-            return [o for batch in obstore.list(self.store.store, prefix) for o in batch]
-
-    def _delete(self, path: str) -> None:
-        import obstore
-
-        keys = [o["path"] for o in self._listed(path)]
-        if keys:
-            with self._answered("tidied"):
-                obstore.delete(self.store.store, keys)
+        return any(not o["path"].startswith((f"{VERSIONS}/", PROBE)) for o in self.listed(None))
 
     def _sweep(self, head: Head, left: set[str]) -> None:
         """Remove the files of versions that have left the history, and of those that were never published."""
         known = {v.path for v in head.history} | {path for path, until in head.gone.items() if time.time() < until}
         latest: dict[str, datetime] = {}
-        for o in self._listed(VERSIONS):
+        for o in self.listed(VERSIONS):
             path = "/".join(o["path"].split("/")[:2])
             latest[path] = max(latest.get(path, o["last_modified"]), o["last_modified"])
         for path, written in latest.items():
             if path not in known and (path in left or datetime.now(UTC) - written > _ABANDONED):
-                self._delete(path)
+                self.delete(path)
 
     def _overtaken(self, now: Head | None) -> ConflictError:
         what = "nothing" if now is None else f"version {now.version}"
