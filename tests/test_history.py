@@ -6,6 +6,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from datetime import timedelta
