@@ -41,16 +41,14 @@ from pipeline.jobs.update import update_model
 from pipeline.matrix import Matrix
 from pipeline.store import expire, history, load, rollback, save, tag
 from tests.problems import SPECTRA, Problem, fitted
+from tests.servers import KEYS, moto, object_store
 from tests.test_checkpoint import BLOCK, SLOW, scheduler_killed
 from tests.test_checkpoint import X as Y
 from tests.test_cluster import SHAPE, killed_on_the_way
 from tests.test_edges import INPUTS, SOLVERS, outcome
 from tests.test_history import (
-    KEYS,
     flapping_at_each_write,
     many_commits,
-    moto,
-    object_store,
     test_a_power_cut_loses_no_version_that_was_acknowledged,
 )
 from tests.test_store import Faulty, check_whole, of_version, subspace, write_on
