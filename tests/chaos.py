@@ -197,7 +197,7 @@ def clients_killed(folder: Path) -> str:
     chance, kills = random.Random(3), 0
     while not model.exists():
         before = log.stat().st_size if log.exists() else 0
-        fit = subprocess.Popen([sys.executable, folder / "fit.py", source, folder / "c", model, log])
+        fit = subprocess.Popen([sys.executable, folder / "fit.py", source, folder / "c", model, log, "krylov"])
         while (not log.exists() or log.stat().st_size <= before) and fit.poll() is None:
             time.sleep(0.005)
         with suppress(subprocess.TimeoutExpired):
