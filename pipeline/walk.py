@@ -36,10 +36,10 @@ from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener
 
-__all__ = ["RUNS", "Crew", "crew", "locally", "waiting_nbytes", "walk"]
+__all__ = ["Crew", "crew", "locally", "waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
-RUNS = 8  # of each thread
+_RUNS = 8  # of each thread
 _LARGE_SUMMARY = 16 << 20  # from here on one summary a thread is enough; below it, more tasks balance the load
 _MEASURING = 4  # one run in so many measures what single precision costs
 _TELL_EVERY = 0.2  # seconds between two words of a worker
@@ -119,7 +119,7 @@ def walk(
         few = few or 32 * at_work.threads * summary_bytes > matrix.bytes_a_pass
     # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
     ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
-    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else RUNS))
+    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else _RUNS))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
@@ -220,7 +220,7 @@ def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
 
 def waiting_nbytes(summary_bytes: int) -> int:
     """Bytes of summaries that a thread of a cluster has made and that stay until the walk is over."""
-    return summary_bytes * (0 if summary_bytes > _LARGE_SUMMARY else RUNS - 1)
+    return summary_bytes * (0 if summary_bytes > _LARGE_SUMMARY else _RUNS - 1)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
@@ -341,7 +341,7 @@ def _large_graphs() -> Iterator[None]:
 def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
     """The result of a job; those of its runs stay until then, so that a lost worker costs its own runs and no others.
 
-    They are few: `RUNS` for each thread, one where they are large.
+    They are few: `_RUNS` for each thread, one where they are large.
     """
     from distributed import KilledWorker
     from distributed.comm import CommClosedError

@@ -20,8 +20,8 @@ from pipeline.intake.dense import Dense
 from pipeline.intake.files import FORMATS, Reading, SparseRows, slabs, suffix_of
 from pipeline.intake.sparse import Sparse
 from pipeline.sources.anndata import is_anndata
-from pipeline.store.growing import Batch, Growth, batches_of, growing, tend
-from pipeline.store.read import is_icechunk, locate, open_store
+from pipeline.store.growing import Batch, Growth, batches_of, growing, place_of, tend
+from pipeline.store.read import open_store
 
 __all__ = ["Ingested", "ingest"]
 
@@ -121,7 +121,7 @@ def ingest(
     >>> [(b.start, b.stop) for b in found.added], found.known, found.n_samples
     ([(4, 6)], 1, 6)
     """
-    place = _place(store)
+    place = place_of(store)
     wanted = _Wanted(Reading(variable, sample_dim, labels), _dtype(dtype), missing, _height(chunk_rows))
     if missing not in ("error", "keep"):
         raise InputError(f"missing={missing!r}: expected 'error' or 'keep'")
@@ -236,11 +236,6 @@ def _check_new(layout: Any, place: Place, labels: np.ndarray, file: Path) -> Non
             f"{file}: {np.count_nonzero(again)} of its {labels.size} samples are in {place} already (such as "
             f"{labels[np.argmax(again)]}), as part of another batch: samples are added, never replaced"
         )
-
-
-def _place(store: Source) -> Place:
-    name = fspath(store)
-    return locate(name) if "://" in name or is_icechunk(name) else Path(name)  # type: ignore[return-value]
 
 
 def _dtype(name: str | None) -> np.dtype[Any] | None:

@@ -221,7 +221,8 @@ class LowRankSparse:
 def split_rows(subspace: Subspace, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Low-rank part and sparse part (m, d) of rows in the data's own units; what is left of the rows is noise.
 
-    An entry is of the sparse part where it lost more than half of its weight in the regression of its row.
+    An entry is of the sparse part where it is more than two thresholds off the low-rank part ('pcp'), or lost more than
+    half of its weight in the regression of its row ('dpd').
     """
     story = subspace.provenance["entries"]
     factor = subspace.factor / story["unit"]

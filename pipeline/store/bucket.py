@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pipeline.errors import StoreError
@@ -85,6 +86,14 @@ class Bucket:
 
         with self._answered("read"):
             return [o for batch in obstore.list(self.store.store, prefix) for o in batch]
+
+    def last_written(self, prefix: str) -> dict[str, datetime]:
+        """When something was last written below each name right below a prefix."""
+        latest: dict[str, datetime] = {}
+        for o in self.listed(prefix):
+            name = "/".join(o["path"].split("/")[:2])
+            latest[name] = max(latest.get(name, o["last_modified"]), o["last_modified"])
+        return latest
 
     def delete(self, prefix: str) -> None:
         """Remove all objects below a prefix."""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import zarr
 
@@ -27,7 +27,19 @@ from pipeline.errors import ConflictError, InputError
 from pipeline.store.head import ROOT
 from pipeline.store.read import is_icechunk, is_objects, locate, open_store
 
-__all__ = ["Batch", "Growth", "Home", "batches_in", "batches_of", "growing", "home_of", "members_of", "outline", "tend"]
+__all__ = [
+    "Batch",
+    "Growth",
+    "Home",
+    "batches_in",
+    "batches_of",
+    "growing",
+    "home_of",
+    "members_of",
+    "outline",
+    "place_of",
+    "tend",
+]
 
 _RECORD = "batches"
 
@@ -111,6 +123,12 @@ class Home(ABC):
         """A folder to write the next batch to."""
 
 
+def place_of(store: str | PathLike[str]) -> Path | str:
+    """A path on a local disk, as it was given, or a URL."""
+    name = fspath(store)
+    return cast(Path | str, locate(name)) if "://" in name or is_icechunk(name) else Path(name)
+
+
 def home_of(store: str | PathLike[str]) -> Home:
     """The home of a store: a local disk, or an object store by its URL.
 
@@ -119,8 +137,7 @@ def home_of(store: str | PathLike[str]) -> Home:
     from pipeline.store.growing_disk import Disk
     from pipeline.store.growing_objects import Remote
 
-    name = fspath(store)
-    found = locate(name) if "://" in name or is_icechunk(name) else Path(name)
+    name, found = fspath(store), place_of(store)
     if isinstance(found, Path):
         return Disk(found)
     opened = open_store(found, read_only=False) if is_objects(found) else None

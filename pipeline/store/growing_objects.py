@@ -56,11 +56,7 @@ class Remote(Home, Bucket):
     def tend(self) -> None:
         raw, _ = self.settled()
         known = None if raw is None else _next(raw)
-        latest: dict[str, datetime] = {}
-        for o in self.listed(_BATCHES):
-            folder = "/".join(o["path"].split("/")[:2])
-            latest[folder] = max(latest.get(folder, o["last_modified"]), o["last_modified"])
-        for folder, written in latest.items():
+        for folder, written in self.last_written(_BATCHES).items():
             if folder != known and datetime.now(UTC) - written > _ABANDONED:
                 self.delete(folder)
 

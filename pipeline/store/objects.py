@@ -147,11 +147,7 @@ class Objects(Bucket):
     def _sweep(self, head: Head, left: set[str]) -> None:
         """Remove the files of versions that have left the history, and of those that were never published."""
         known = {v.path for v in head.history} | {path for path, until in head.gone.items() if time.time() < until}
-        latest: dict[str, datetime] = {}
-        for o in self.listed(VERSIONS):
-            path = "/".join(o["path"].split("/")[:2])
-            latest[path] = max(latest.get(path, o["last_modified"]), o["last_modified"])
-        for path, written in latest.items():
+        for path, written in self.last_written(VERSIONS).items():
             if path not in known and (path in left or datetime.now(UTC) - written > _ABANDONED):
                 self.delete(path)
 

@@ -34,10 +34,7 @@ _LARGEST_CHUNK, _LARGEST_ROOT = 64 << 20, 64 << 20  # bytes; we write 16 MB
 # All that we write: none of them runs code that comes with the data, as pickle does, and none holds other codecs.
 _CODECS = {"bytes", "crc32c", "vlen-bytes", "vlen-utf8", "zstd"}
 _ZSTD = b"\x28\xb5\x2f\xfd"
-RETRIES: dict[str, Any] = {
-    "max_retries": 10,
-    "retry_timeout": timedelta(minutes=3),
-}  # of a request, with pauses between
+RETRIES: dict[str, Any] = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}  # of a request, with pauses
 OBJECTS = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 
