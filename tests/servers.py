@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,13 +55,17 @@ def free_port() -> int:
 def object_store(command: Callable[[int, Path], list[str]], folder: Path) -> Iterator[Callable[[], str]]:
     """A real server that speaks S3, with a bucket; gives its address."""
     pytest.importorskip("obstore")
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     port = free_port()
-    server = subprocess.Popen(command(port, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    server = subprocess.Popen(command(port, folder), **quiet)
     try:
-        bucket = urllib.request.Request(f"http://127.0.0.1:{port}/models", method="PUT")
         deadline = time.monotonic() + 60
         while True:
+            if server.poll() is not None:  # a port that was free has been taken meanwhile
+                port = free_port()
+                server = subprocess.Popen(command(port, folder), **quiet)
             try:
+                bucket = urllib.request.Request(f"http://127.0.0.1:{port}/models", method="PUT")
                 urllib.request.urlopen(bucket, timeout=5).close()
                 break
             except OSError:
