@@ -189,13 +189,21 @@ def _room(memory_limit: int | str | None, scores: bool, keeping: bool = True) ->
 
 
 def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
-    """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing."""
+    """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing.
+
+    Where there is no room for wide ones it does without.
+    """
     if room.keeping and isinstance(solver, Krylov) and solver.may_be_narrow(X):
         with suppress(PlanError):
             narrow = _fit(X, replace(solver, narrow=True), room)
             if narrow.plan.blocks_kept == narrow.plan.n_blocks or (X.source.held and locally()):
                 return narrow
-    return _fit(X, solver, room)
+    try:
+        return _fit(X, solver, room)
+    except PlanError:
+        if isinstance(solver, Krylov) and solver.may_be_wide(X):
+            return _fit(X, solver.slender(X), room)
+        raise
 
 
 def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:

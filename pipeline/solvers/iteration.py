@@ -91,8 +91,10 @@ class Iteration:
     n_oversamples: int | None = None
     name: ClassVar[str]
     exact: ClassVar[bool] = False
-    blocks_held: ClassVar[int]
-    """Blocks of vectors that the driver holds at most, beside the products of a pass."""
+
+    def blocks_held(self, X: Matrix) -> int:
+        """Blocks of vectors that the driver holds at most, beside the products of a pass."""
+        return 8
 
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         """The next block and what is known beside it.
@@ -147,15 +149,14 @@ class Iteration:
         """Columns of a block: more than asked for, since the extra ones cost little beside the reading."""
         rank, short = self.settings.rank, min(X.shape)
         k = rank.most(*X.shape) if not rank.open else min(32, short)
-        extra = self.n_oversamples if self.n_oversamples is not None else max(16, k // 4)
-        return min(k + extra, short)
+        return min(k + (max(16, k // 4) if self.n_oversamples is None else self.n_oversamples), short)
 
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
         l, m = self.width(X) + self.n_probes, X.shape[1 - self.side]
         long = 0 if self.side == ROWS else 8 * 3 * d * l
         passes = self.effort(X) + (self.side == COLUMNS)
-        held = 8 * self.blocks_held * m * l
+        held = 8 * m * (self.blocks_held(X) * self.width(X) + 5 * self.n_probes)
         return Cost(passes, self.side, 8 * m * l, X.work_dtype.itemsize * m * l, held + long, 4.0 * n * d * l)
 
     def init(self, X: Matrix) -> IterationState:

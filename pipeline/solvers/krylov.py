@@ -23,6 +23,7 @@ __all__ = ["Krylov"]
 
 _BLOCKS = 8
 _NARROW = 8  # columns of a narrow block: as many as a sparse product takes at a time
+_WIDE, _FEW = 64, 32  # columns of a block up to which BLAS takes hardly longer; components for which it is much wider
 _COLUMNS = 10  # products for two components in narrow blocks: where spectra that decay slowly are known to 1e-6
 _SETTLED = 1e-7  # change of eigenvalues by a pass over narrow blocks after which no more are taken
 _PROBED = 8  # last passes over narrow blocks that carry probes, as these cost as much as the block itself
@@ -33,7 +34,8 @@ class Krylov(Iteration):
     """Block Krylov iteration from a random block.
 
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
-    that decay slowly; five passes and Ritz vectors, whose singular values are the norms of their scores to the last
+    that decay slowly; three over blocks of three times as many columns as are asked for, where these are few, which
+    reach as far; five passes and Ritz vectors, whose singular values are the norms of their scores to the last
     digit, where a pass costs little. Of data that is not made dense every column of a block costs the same: there are
     fewer of them, and six passes; or, where nothing has to be read for a pass, `narrow` blocks and as many passes as
     it takes, until eigenvalues have settled: the same number of products then reaches much further.
@@ -41,7 +43,10 @@ class Krylov(Iteration):
 
     narrow: bool = False
     name: ClassVar[str] = "krylov"
-    blocks_held: ClassVar[int] = 5 * _BLOCKS
+
+    def blocks_held(self, X: Matrix) -> int:
+        asked = self.settings.tol is not None or self.settings.rank.open
+        return 5 * (_BLOCKS + 1 if asked else self.effort(X))
 
     def may_be_narrow(self, X: Matrix) -> bool:
         """Whether narrow blocks would serve, if passes cost no reading."""
@@ -49,12 +54,23 @@ class Krylov(Iteration):
         plain = s.tol is None and s.start is None and not s.rank.open and not self.narrow
         return plain and X.source.implicit and not isinstance(X.source, Operator)
 
+    def may_be_wide(self, X: Matrix) -> bool:
+        """Whether blocks can be several times as wide as what is asked for, which saves a pass that costs."""
+        rank, dense = self.settings.rank, not X.source.implicit
+        return dense and dear(X) and not rank.open and self.n_oversamples is None and rank.most(*X.shape) <= _FEW
+
+    def slender(self, X: Matrix) -> Krylov:
+        """The same with blocks that take less memory, and a pass more."""
+        return replace(self, n_oversamples=super().width(X) - self.settings.rank.most(*X.shape))
+
     def width(self, X: Matrix) -> int:
+        if self.may_be_wide(X):
+            return min(max(_WIDE, 3 * self.settings.rank.most(*X.shape) + 16), min(X.shape))
         return min(_NARROW, min(X.shape)) if self.narrow else super().width(X)
 
     def passes(self, X: Matrix) -> int:
-        """Four to six, or as many narrow blocks as make a wide basis; or as fill the space after the random start."""
-        most = 4 if dear(X) else 6 if X.source.implicit else 5
+        """Three to six, or as many narrow blocks as make a wide basis; or as fill the space after the random start."""
+        most = 3 if self.may_be_wide(X) else 4 if dear(X) else 6 if X.source.implicit else 5
         if self.narrow:
             most = -(-_COLUMNS * (self.settings.rank.most(*X.shape) + 10) // (2 * _NARROW))
         return min(most, 1 - (-min(X.shape) // self.width(X)))

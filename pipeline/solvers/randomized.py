@@ -26,7 +26,6 @@ class Randomized(Iteration):
     """Subspace iteration from a random block."""
 
     name: ClassVar[str] = "randomized"
-    blocks_held: ClassVar[int] = 8
 
     def passes(self, X: Matrix) -> int:
         """Ten at most, or the two that are exact where a block holds every direction."""

@@ -49,7 +49,6 @@ class SinglePass(Iteration):
     """Nystrom approximation from one product with a random block, and its error estimate."""
 
     name: ClassVar[str] = "single_pass"
-    blocks_held: ClassVar[int] = 8
 
     def passes(self, X: Matrix) -> int:
         """One."""
@@ -67,7 +66,7 @@ class SinglePass(Iteration):
         n, d = X.shape
         l, m = self.width(X), X.shape[1 - self.side]
         sketches = m * (l + _SIGNED) + (d * l if self.side == COLUMNS else 0)
-        held = self.blocks_held * m * l + 3 * d * l
+        held = self.blocks_held(X) * m * l + 3 * d * l
         flops = 4.0 * n * d * l + 2.0 * n * d * _SIGNED
         return Cost(1, self.side, 8 * sketches, X.work_dtype.itemsize * m * l, 8 * held, flops)
 
