@@ -41,7 +41,7 @@ __all__ = ["Crew", "crew", "locally", "waiting_nbytes", "walk"]
 _FAN_IN = 12  # summaries that one task combines
 _RUNS = 8  # of each thread
 _LARGE_SUMMARY = 16 << 20  # from here on one summary a thread is enough; below it, more tasks balance the load
-_MEASURING = 4  # one run in so many measures what single precision costs
+_MEASURING = 8  # one run in so many measures what single precision costs
 _TELL_EVERY = 0.2  # seconds between two words of a worker
 
 
