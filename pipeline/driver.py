@@ -100,7 +100,7 @@ def solve(
     run = keeper.begun() or Run(solver.init(X))
     if fills:
         if run.observed is None:
-            observed, run = _pass(X, RowMeans(X.work_dtype, X.sample_weights), run, keeper, passes=passes)
+            observed, run = _pass(X, RowMeans(cost.dtype or X.work_dtype, X.sample_weights), run, keeper, passes=passes)
             if not np.isfinite(observed.mean).all():
                 check_entries(X.filled(np.zeros(X.shape[1])))  # NaN is welcome, infinity is not
             run = keeper.keep(replace(run, observed=observed))
@@ -138,12 +138,14 @@ def solve(
 def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
     """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
     lens, cost = np.asarray(found.basis, doubled(found.basis.dtype)).conj().T, solver.cost(X)
+    dtype = cost.dtype or X.work_dtype
     how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
     if cost.side == ROWS:
-        rows = RowScores(X.work_dtype, found.factor[:, None] * lens, found.offset)
+        rows = RowScores(dtype, found.factor[:, None] * lens, found.offset)
         parts, _ = walk(X, witnessed(rows, *X.shape, looking=False), **how)
-        return np.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
-    columns = ColumnScores(X.work_dtype, standard(X, solver.settings), lens)
+        whole = np.concatenate([part for _, part in sorted(parts, key=lambda part: part[0])])
+        return whole.astype(X.work_dtype, copy=False)
+    columns = ColumnScores(dtype, standard(X, solver.settings), lens)
     total, _ = walk(X.T, witnessed(columns, *X.shape, looking=False), **how)
     return np.asarray(total.astype(X.work_dtype))
 
@@ -157,7 +159,7 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
     if span is not None:
         matrix = matrix.stretch(matrix.cuts[(matrix.cuts >= span[0]) & (matrix.cuts <= span[1])])
         looking, told = False, {**told, "keep": None}
-    seeing = witnessed(fold, *X.shape, looking=looking)
+    seeing = witnessed(fold, *X.shape, X.block_dtype, looking=looking)
     if isinstance(X.source, Stream):
         summary, tally = pour(matrix, fold)
     else:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.blocks import check_digits, doubled, working_dtype
+from pipeline.kernels.blocks import check_digits, doubled, fill_in, mark, working_dtype
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
@@ -113,20 +113,19 @@ class Matrix:
         """Rows (columns for a transposed walk) of the largest block."""
         return int(np.diff(self.cuts).max())
 
-    @property
-    def block_nbytes(self) -> int:
-        """Bytes of the largest block that a task holds: as a dense array, or as what is stored of it."""
-        across = max(1, self.shape[1 - self.side]) * self.work_dtype.itemsize
+    def block_nbytes(self, dtype: np.dtype[Any]) -> int:
+        """Bytes of the largest block that a task holds: as a dense array of a dtype, or as what is stored of it."""
+        across = max(1, self.shape[1 - self.side]) * dtype.itemsize
         if not self.source.implicit:
             return self.block_height * across
         target = self.block_bytes or _BLOCK_BYTES
         stored = int(3 * self.density * across * self.block_height)  # entries and indices, in double precision
-        return max(min(target, 3 * self.bytes_a_pass), stored)
+        return 3 * max(min(target, 3 * self.bytes_a_pass), stored)  # as read, as computed with, and what becomes of it
 
     def kept_nbytes(self, dtype: np.dtype[Any]) -> int:
         """Bytes of a block while it is kept decoded; where little is stored, on the average."""
         if not self.source.implicit:
-            return self.block_nbytes * dtype.itemsize // self.work_dtype.itemsize
+            return self.block_nbytes(dtype)
         return max(1, 2 * self.bytes_a_pass // max(self.n_blocks, 1))  # in double precision, with what is known of it
 
     def together(self, cuts: np.ndarray) -> np.ndarray:
@@ -173,9 +172,9 @@ class Matrix:
         if out is None:
             block = block.astype(self.work_dtype, copy=self.code is not None or self.fill is not None)
         if self.code is not None:
-            block[block == self.code] = np.nan
+            mark(block, self.code)
         if self.fill is not None:
-            np.copyto(block, self._fill(start, stop).astype(block.dtype), where=np.isnan(block))
+            fill_in(block, self._fill(start, stop))
         return block
 
     def read_implicit(self, start: int, stop: int) -> ImplicitBlock:

@@ -12,14 +12,13 @@ from dask.utils import format_bytes, parse_bytes
 
 from pipeline import speed
 from pipeline.errors import InputError, PlanError
-from pipeline.kernels.blocks import single
+from pipeline.kernels.blocks import doubled, slab_rows
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.em import EM
 from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
-from pipeline.sources.grid import Grid
 from pipeline.sources.stream import Stream
 from pipeline.walk import Crew, crew, locally, waiting_nbytes
 
@@ -209,19 +208,10 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     cost, at_work, limit = solver.cost(X), room.crew, room.limit
     if X.work_dtype.kind == "c":  # costs are counted in real numbers
-        cost = replace(cost, summary_bytes=2 * cost.summary_bytes, client_bytes=2 * cost.client_bytes)
-    walked = X if cost.side == ROWS else X.T
-    threads, across = at_work.threads_each, max(1, X.shape[1 - cost.side])
-    slab = 2 * 8 * 256 * across if single(X.work_dtype) else 0  # where rounding is measured in float64
-    fixed = threads * (cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES) + 3 * cost.summary_bytes
-    if at_work.client is None:
-        fixed += cost.client_bytes
-    else:
-        fixed += cost.summary_bytes + threads * waiting_nbytes(cost.summary_bytes)
-    for matrix in _cuttings(walked):
-        block = matrix.block_nbytes
-        chunks = _decoded(matrix)
-        peak = int(_ROUNDED_UP * (fixed + threads * (block + 2 * chunks)))  # a block, its chunks, and those encoded
+        names = ("summary_bytes", "client_bytes", "state_bytes")
+        cost = replace(cost, **{name: 2 * getattr(cost, name) for name in names})
+    for matrix in _cuttings(X if cost.side == ROWS else X.T):
+        peak = _peak(matrix, solver, cost, at_work)
         if limit is None or peak <= limit:
             break
     else:
@@ -232,7 +222,10 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     again = cost.passes - 1 + room.scores  # passes that can do with what is kept
-    worth, held = room.keeping and (again >= _WORTH_KEEPING or room.scores), matrix.kept_nbytes(matrix.work_dtype)
+    worth, held = (
+        room.keeping and (again >= _WORTH_KEEPING or room.scores),
+        matrix.kept_nbytes(cost.dtype or X.block_dtype),
+    )
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
@@ -258,13 +251,19 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * held)
 
 
-def _decoded(X: Matrix) -> int:
-    """Bytes of stored chunks that are there at a time while a block is read."""
-    whole = max(X.block_nbytes, X.bytes_a_pass // X.n_blocks)
-    if not isinstance(X.source, Grid) or X.code is not None or X.fill is not None:
-        return whole
-    some = X.source.decoded_at_once(X.side, X.work_dtype)
-    return whole if some is None else min(whole, some)
+def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
+    """Bytes that a worker holds at most: its threads at work, or the driver in it between two passes."""
+    threads, settings = at_work.threads_each, solver.settings
+    dtype = (cost.dtype or X.block_dtype) if settings.tol is None else doubled(X.dtype)  # if rounding is in the way
+    walks = [X] if settings.missing == "error" or X.side == ROWS else [X, X.T]  # the means are those of rows
+    reading = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
+    across = max(1, X.shape[1 - X.side])
+    slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
+    each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
+    at_it = threads * each + 3 * cost.summary_bytes
+    if at_work.client is not None:
+        return int(_ROUNDED_UP * (at_it + cost.summary_bytes + threads * waiting_nbytes(cost.summary_bytes)))
+    return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes))
 
 
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:

@@ -14,7 +14,15 @@ import numpy as np
 
 from pipeline.folds.about import About
 from pipeline.folds.rows import SHIFTED, Rows, shifted
-from pipeline.kernels.blocks import doubled, magnitudes, out_of_range, product_in_float64, single, spread_of
+from pipeline.kernels.blocks import (
+    doubled,
+    magnitudes,
+    out_of_range,
+    product_in_float64,
+    single,
+    spread_of,
+    times_in_float64,
+)
 from pipeline.kernels.rounding import Rounding, measured
 from pipeline.sources import ROWS
 
@@ -89,11 +97,12 @@ class RowMoments:
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
         if self.probe is not None and single(self.dtype) and held.rounding.due(energy):
-            wide = product.astype(doubled(self.dtype))
             probe = self.probe
             if self.scale is not None:
-                probe = probe / spread_of(self.scale, np.diag(wide).real / len(rows), held.about.pilot)
-            rounding = held.rounding + measured(wide @ probe - product_in_float64(rows, probe), energy)
+                squares = np.diag(product).real.astype(np.float64)
+                probe = probe / spread_of(self.scale, squares / len(rows), held.about.pilot)
+            error = times_in_float64(product, probe) - product_in_float64(rows, probe)
+            rounding = held.rounding + measured(error, energy)
         return replace(held, about=held.about.plus(x), rows=held.rows + len(rows), rounding=rounding)
 
     def combine(self, a: Moments, b: Moments) -> Moments:

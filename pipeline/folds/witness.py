@@ -57,12 +57,15 @@ class Witness:
         Shape of the matrix.
     edges : array of int, optional
         Which stretches of rows are told apart; in steps of about 64 MB by default.
+    looks_at : dtype, optional
+        In which precision entries are told apart, in whichever they are multiplied; by default the same.
     """
 
     fold: Fold[Any]
     n: int
     d: int
     edges: np.ndarray | None = None
+    looks_at: np.dtype[Any] | None = None
 
     @property
     def side(self) -> int:
@@ -86,7 +89,7 @@ class Witness:
     def _hashes(self, x: Any, at: tuple[int, int]) -> np.ndarray:
         bits = sparse_row_bits(x.array, at[0] * (self.side != ROWS)) if hasattr(x, "array") else None
         if bits is None:
-            bits = row_bits(x, at[0] * (self.side != ROWS))
+            bits = row_bits(x, at[0] * (self.side != ROWS), self.looks_at)
         return bits if self.side != ROWS else stretch_sums(mixed_rows(bits, at[0]), at[0], self.stretches)
 
     def implicit(self, x: Any, summary: Any, at: tuple[int, int], held: Seen | None) -> Any:
@@ -134,8 +137,10 @@ class _PreparingWitness(Witness):
         return super().combine(a, b) if self.looking else self.fold.combine(a, b)
 
 
-def witnessed(fold: Fold[Any], n: int, d: int, looking: bool = True) -> Fold[Any]:
+def witnessed(
+    fold: Fold[Any], n: int, d: int, looks_at: np.dtype[Any] | None = None, looking: bool = True
+) -> Fold[Any]:
     """The fold with a witness; one that looks no more shares the blocks that were kept when it did."""
     if isinstance(fold, Preparing):
-        return _PreparingWitness(fold, n, d, looking=looking)
-    return Witness(fold, n, d) if looking else fold
+        return _PreparingWitness(fold, n, d, looks_at=looks_at, looking=looking)
+    return Witness(fold, n, d, looks_at=looks_at) if looking else fold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,20 @@ __all__ = [
     "column_squares",
     "column_sums",
     "doubled",
+    "fill_in",
+    "fits_single",
     "magnitudes",
+    "mark",
     "out_of_range",
     "pilot_mean",
     "product_in_float64",
     "single",
+    "slab_rows",
     "spread_of",
     "standardise_columns",
+    "strips",
     "take_out",
+    "times_in_float64",
     "wide_squares",
     "working_dtype",
 ]
@@ -33,6 +40,8 @@ __all__ = [
 _FAINTEST, LOUDEST = 1e-120, 1e140
 _HEAD = 1024  # rows that tell where the mean is about
 _SHORT = 64  # terms that are added up in single precision
+_SLAB_BYTES, _SLAB_ROWS = 16 << 20, 256  # of a part in double precision: rows enough for BLAS, however wide
+_STRIP_BYTES = 1 << 20  # of a part that is looked through while it is in the cache
 
 
 def working_dtype(dtype: Any) -> np.dtype[Any]:
@@ -57,6 +66,44 @@ def doubled(dtype: Any) -> np.dtype[Any]:
 def single(dtype: Any) -> bool:
     """Whether a working dtype is of single precision."""
     return np.dtype(dtype) in (np.dtype(np.float32), np.dtype(np.complex64))
+
+
+def fits_single(dtype: Any) -> bool:
+    """Whether float32 holds all numbers of a dtype of integers.
+
+    >>> [fits_single(dtype) for dtype in ("i1", "u2", "?", "i4", "f8")]
+    [True, True, True, False, False]
+    """
+    dtype = np.dtype(dtype)
+    return dtype.kind in "biu" and dtype.itemsize <= 2
+
+
+def slab_rows(d: int) -> int:
+    """How many rows of d entries `product_in_float64` takes at a time."""
+    return max(1, min(_SLAB_ROWS, _SLAB_BYTES // (8 * max(d, 1))))
+
+
+def mark(x: np.ndarray, code: float) -> None:
+    """NaN in place of `code`."""
+    for strip in strips(x):
+        where = strip == code
+        if where.any():
+            strip[where] = np.nan
+
+
+def fill_in(x: np.ndarray, fill: np.ndarray) -> None:
+    """The entries of `fill` (d,) in place of NaN."""
+    fill = fill.astype(x.dtype)
+    for strip in strips(x):
+        where = np.isnan(strip)
+        if where.any():
+            np.copyto(strip, fill, where=where)
+
+
+def strips(x: np.ndarray) -> Iterator[np.ndarray]:
+    """A few rows at a time: masks and copies of the whole block would be written out to memory, and read again."""
+    height = max(1, _STRIP_BYTES // max(x[:1].nbytes, 1))
+    return (x[start : start + height] for start in range(0, len(x), height))
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
@@ -136,10 +183,18 @@ def product_in_float64(x: np.ndarray, lens: np.ndarray | None = None) -> np.ndar
     Rounding is measured against it.
     """
     total = np.zeros(())
-    for start in range(0, x.shape[0], 256):
-        part = x[start : start + 256].astype(doubled(x.dtype))
+    height = slab_rows(x.shape[1])
+    for start in range(0, x.shape[0], height):
+        part = x[start : start + height].astype(doubled(x.dtype))
         total = total + part.conj().T @ (part if lens is None else part @ lens)
     return total
+
+
+def times_in_float64(x: np.ndarray, thin: np.ndarray) -> np.ndarray:
+    """X R in double precision, a few rows at a time."""
+    height = slab_rows(x.shape[1])
+    parts = (x[start : start + height].astype(doubled(x.dtype)) @ thin for start in range(0, len(x), height))
+    return np.concatenate(list(parts))
 
 
 def out_of_range(energy: float, x: np.ndarray) -> bool:
@@ -228,7 +283,10 @@ def standardise_columns(
         spread = spread_of(scale, squares / n if n else squares, mean)
         factor = factor / spread
     if not center:  # as it was: put the mean back, row weights included
-        x += np.outer(np.ones(x.shape[0]) if roots is None else roots, mean).astype(x.dtype)
+        height = slab_rows(x.shape[1])
+        for start in range(0, x.shape[0], height):
+            part = np.ones((1, 1)) if roots is None else roots[start : start + height, None]
+            x[start : start + height] += (part * mean).astype(x.dtype)
     if weights is not None or spread is not None:
         x *= factor.astype(x.dtype)
     nan = np.where(absent, np.nan, 1.0)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.kernels.blocks import strips
+
 __all__ = ["content_id", "mixed_rows", "piece_edges", "row_bits", "sparse_row_bits", "stretch_sums"]
 
 _PIECE_BYTES = 64 << 20
@@ -28,8 +30,16 @@ def piece_edges(start: int, stop: int, d: int) -> np.ndarray:
     return np.unique(np.concatenate([[start], inner, [stop]])).astype(np.int64)
 
 
-def row_bits(x: np.ndarray, first: int = 0) -> np.ndarray:
-    """(b,) uint64: what columns [first, first + c) of some rows, a float block (b, c), add to the rows' hashes."""
+def row_bits(x: np.ndarray, first: int = 0, dtype: Any = None) -> np.ndarray:
+    """(b,) uint64: what columns [first, first + c) of some rows, a float block (b, c), add to the rows' hashes.
+
+    With a `dtype` it is the bits of the entries in that precision that count.
+    """
+    parts = (_float_bits(part.astype(dtype or x.dtype, copy=False), first) for part in strips(x))
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+
+def _float_bits(x: np.ndarray, first: int) -> np.ndarray:
     if x.dtype.kind == "c":
         x, first = np.ascontiguousarray(x).view(x.real.dtype), 2 * first
     c = x.shape[1]

@@ -59,13 +59,15 @@ class Robust:
         width = 0 if self.settings.rank.open else self.settings.rank.most(*X.shape) + 1
         sample = 8 * sample_size(X) * X.shape[1] if self._surveyed() else 0
         looked_at = 8 * width * _LOOKED_AT
+        held = cost.client_bytes + 3 * sample + 4 * looked_at
         return replace(
             cost,
             passes=cost.passes + self._surveyed(),
             open_ended=True,
             summary_bytes=max(cost.summary_bytes, looked_at, sample),
             scratch_bytes=cost.scratch_bytes + X.block_height * (X.shape[1] + width) * 8,
-            client_bytes=cost.client_bytes + 3 * sample + 4 * looked_at,
+            client_bytes=held,
+            state_bytes=held,
         )
 
     def init(self, X: Matrix) -> RobustState:

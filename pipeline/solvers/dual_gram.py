@@ -45,7 +45,10 @@ class DualGram:
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
         k = self.settings.rank.most(n, d)
-        return Cost(2, COLUMNS, 8 * n * n, X.work_dtype.itemsize * n * n, 8 * (4 * n * n + 4 * d * k), 1.0 * n * n * d)
+        square, long = 8 * n * n, 8 * 4 * d * k
+        held = 8 * n * k + long  # in the second pass, as the long factor grows
+        flops, scratch = 1.0 * n * n * d, X.work_dtype.itemsize * n * n
+        return Cost(2, COLUMNS, square, scratch, 4 * square + long, flops, state_bytes=held)
 
     def init(self, X: Matrix) -> DualState:
         self.settings.rank.most(*X.shape)

@@ -80,6 +80,7 @@ class EM:
             summary_bytes=max(cost.summary_bytes, sums),
             scratch_bytes=cost.scratch_bytes + 2 * sums + (256 << 20),
             client_bytes=cost.client_bytes + 3 * sums,
+            state_bytes=cost.state_bytes + 3 * sums,
         )
 
     def init(self, X: Matrix) -> EMState:

@@ -104,7 +104,7 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     shift = max(np.finfo(np.float64).eps * size * np.sqrt(products.basis.shape[0]), 2 * rounding, _TINY)
     root = scipy.linalg.cholesky(products.inner + shift * np.eye(len(products.inner)), check_finite=False)
     shifted = products.images + shift * products.basis
-    factor = scipy.linalg.solve_triangular(root, shifted.T, trans="T", check_finite=False).T
+    factor = scipy.linalg.solve_triangular(root, shifted.T, trans="T", overwrite_b=True, check_finite=False).T
     squares, turn = eigh_descending(factor.conj().T @ factor)
     k = choose(np.maximum(squares - shift, 0.0))
     vectors = orthonormal(factor @ turn[:, :k])

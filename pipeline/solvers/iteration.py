@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
+from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
@@ -92,10 +92,6 @@ class Iteration:
     name: ClassVar[str]
     exact: ClassVar[bool] = False
 
-    def blocks_held(self, X: Matrix) -> int:
-        """Blocks of vectors that the driver holds at most, beside the products of a pass."""
-        return 8
-
     def advance(self, state: IterationState, basis: Basis, ritz: Ritz | None, most: int) -> Basis:
         """The next block and what is known beside it.
 
@@ -151,13 +147,27 @@ class Iteration:
         k = rank.most(*X.shape) if not rank.open else min(32, short)
         return min(k + (max(16, k // 4) if self.n_oversamples is None else self.n_oversamples), short)
 
+    def dtype(self, X: Matrix) -> np.dtype[Any]:
+        """In which blocks are multiplied: float32 also for integers that it holds, where an answer may be coarser."""
+        return np.dtype(np.float32) if fits_single(X.dtype) and not X.source.implicit and dear(X) else X.block_dtype
+
+    def n_blocks(self, X: Matrix) -> int:
+        """Blocks of a basis at most."""
+        return 1
+
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
-        l, m = self.width(X) + self.n_probes, X.shape[1 - self.side]
+        l, m, dtype = self.width(X) + self.n_probes, X.shape[1 - self.side], self.dtype(X)
         long = 0 if self.side == ROWS else 8 * 3 * d * l
         passes = self.effort(X) + (self.side == COLUMNS)
-        held = 8 * m * (self.blocks_held(X) * self.width(X) + 5 * self.n_probes)
-        return Cost(passes, self.side, 8 * m * l, X.work_dtype.itemsize * m * l, held + long, 4.0 * n * d * l)
+        basis = self.n_blocks(X) * self.width(X)
+        # A basis and its images; in one piece each, what leaks, and two more to extract; and six blocks: what is
+        # multiplied, as it is sent, its product, and Ritz vectors with theirs.
+        most, held = (8 * m * (blocks * basis + 6 * l) for blocks in (7, 2))
+        flops = 4.0 * n * d * l
+        return Cost(
+            passes, self.side, 8 * m * l, dtype.itemsize * m * l, most + long, flops, state_bytes=held, dtype=dtype
+        )
 
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
@@ -166,7 +176,7 @@ class Iteration:
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        state = IterationState(0, X.block_dtype, Basis.begun(orthonormal(block)), Probes.none(m))
+        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m))
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.

@@ -44,10 +44,6 @@ class Krylov(Iteration):
     narrow: bool = False
     name: ClassVar[str] = "krylov"
 
-    def blocks_held(self, X: Matrix) -> int:
-        asked = self.settings.tol is not None or self.settings.rank.open
-        return 5 * (_BLOCKS + 1 if asked else self.effort(X))
-
     def may_be_narrow(self, X: Matrix) -> bool:
         """Whether narrow blocks would serve, if passes cost no reading."""
         s = self.settings
@@ -74,6 +70,10 @@ class Krylov(Iteration):
         if self.narrow:
             most = -(-_COLUMNS * (self.settings.rank.most(*X.shape) + 10) // (2 * _NARROW))
         return min(most, 1 - (-min(X.shape) // self.width(X)))
+
+    def n_blocks(self, X: Matrix) -> int:
+        asked = self.settings.tol is not None or self.settings.rank.open
+        return _BLOCKS + 1 if asked else self.effort(X)
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         asked = self.settings.tol is not None or self.settings.rank.open

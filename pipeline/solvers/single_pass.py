@@ -66,9 +66,10 @@ class SinglePass(Iteration):
         n, d = X.shape
         l, m = self.width(X), X.shape[1 - self.side]
         sketches = m * (l + _SIGNED) + (d * l if self.side == COLUMNS else 0)
-        held = self.blocks_held(X) * m * l + 3 * d * l
+        held = 8 * m * l + 3 * d * l
         flops = 4.0 * n * d * l + 2.0 * n * d * _SIGNED
-        return Cost(1, self.side, 8 * sketches, X.work_dtype.itemsize * m * l, 8 * held, flops)
+        scratch, dtype = self.dtype(X).itemsize * m * l, self.dtype(X)
+        return Cost(1, self.side, 8 * sketches, scratch, 8 * held, flops, state_bytes=8 * 3 * m * l, dtype=dtype)
 
     def effort(self, X: Matrix) -> int:
         return 1

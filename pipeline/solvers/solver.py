@@ -66,6 +66,10 @@ class Cost:
     """Of one pass."""
     open_ended: bool = False
     """Whether the data decide how many passes more there will be."""
+    state_bytes: int = 0
+    """What of `client_bytes` is there while a pass runs."""
+    dtype: np.dtype[Any] | None = None
+    """In which blocks are multiplied, where that is not `Matrix.block_dtype`."""
 
 
 class Solver(Protocol[St]):

@@ -13,7 +13,7 @@ import scipy.sparse
 from dask.array.core import concatenate3
 
 from pipeline.kernels.implicit import SparseBlock
-from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source
+from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, rectangle_nbytes
 from pipeline.sources.sparse import SparseHollow, gathered
 from pipeline.sources.window import Window
 
@@ -118,6 +118,9 @@ class Dasked:
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return prod(self.shape) * self.dtype.itemsize
+
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return 2 * rectangle_nbytes(self, side, cuts)  # chunks, and the array that they are put together to
 
     def inputs(self, side: int, start: int, stop: int) -> Any:
         first, last = np.searchsorted(self._edges[side], [start, stop])

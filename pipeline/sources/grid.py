@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, covered, even_cuts
+from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, covered, even_cuts, rectangle_nbytes
 
 __all__ = ["Decoded", "Grid", "boxes"]
 
@@ -165,6 +165,16 @@ class Grid:
                 total += prod(self._covered(a, s) for a, s in zip(self.axes[side], box, strict=True))
         return total * across * self.dtype.itemsize
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        whole = rectangle_nbytes(self, side, cuts)
+        if self.held:
+            return 0 if all(isinstance(i, slice) for i in self.index) else whole
+        at_once = int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
+        chunks = 2 * min(at_once, self.touched(side, cuts) // (len(cuts) - 1))  # as they are stored, and decoded
+        if isinstance(self.array, Decoded):  # and what becomes of them when they are scaled and masked
+            return chunks + 3 * whole
+        return chunks + (0 if self._straight(dtype) else whole)
+
     def inputs(self, side: int, start: int, stop: int) -> Any:
         if not self.held:
             return None
@@ -176,12 +186,6 @@ class Grid:
 
     def hollow(self) -> Source:
         return Hollow(self.shape, self.dtype, np.asarray) if self.held else self
-
-    def decoded_at_once(self, side: int, dtype: np.dtype[Any]) -> int | None:
-        """Bytes of chunks that are decoded at a time beside a block; None where a block is decoded whole, and moved."""
-        if not self._straight(dtype) or len(self.axes[side]) > 1:
-            return None
-        return int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
 
     def _lands_in(self, out: np.ndarray) -> bool:
         """Whether Zarr can decode straight into `out`."""

@@ -12,7 +12,7 @@ from scipy.sparse import hstack
 from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
 from pipeline.sources.anndata import StoredSparse
 from pipeline.sources.dasked import Dasked
-from pipeline.sources.source import ROWS, ImplicitSource, Range, Source
+from pipeline.sources.source import ROWS, ImplicitSource, Range, Source, rectangle_nbytes
 from pipeline.sources.sparse import Sparse, SparseHollow
 
 __all__ = ["Joined"]
@@ -92,12 +92,19 @@ class Joined:
         return max(p.unit(side) for p in self.parts)
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
+        return sum(p.touched(side, own) for p, own in self._cut(side, cuts))
+
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        if self.implicit:
+            return 0
+        parts = self._cut(side, cuts)  # one after the other, each read whole before it is put in its place
+        return max(rectangle_nbytes(p, side, own) + p.beside(side, own, p.dtype) for p, own in parts if len(own) > 1)
+
+    def _cut(self, side: int, cuts: np.ndarray) -> list[tuple[Source, np.ndarray]]:
+        """The parts with what cuts of the whole are to them."""
         if side == ROWS:
-            return sum(p.touched(side, cuts) for p in self.parts)
-        bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
-        return sum(
-            p.touched(side, np.unique(np.clip(cuts, a, b)) - a) for p, (a, b) in zip(self.parts, bounds, strict=True)
-        )
+            return [(p, cuts) for p in self.parts]
+        return [(p, np.unique(np.clip(cuts, a, b)) - a) for p, a, b in self._bounds()]
 
     def inputs(self, side: int, start: int, stop: int) -> Any:
         if side == ROWS:

@@ -110,6 +110,9 @@ class Operator:
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return 0
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return 0
+
     def inputs(self, side: int, start: int, stop: int) -> Any:
         return None
 

@@ -75,6 +75,9 @@ class Picked:
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self.base.touched(side, np.array([0, self.base.shape[side]]))
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return self.base.beside(side, np.array([0, self.base.shape[side]]), dtype)
+
     def inputs(self, side: int, start: int, stop: int) -> Any:
         span = self._span(side, (start, stop))
         inputs = self.base.inputs(side, *span)

@@ -21,6 +21,7 @@ __all__ = [
     "covered",
     "even_cuts",
     "joined_cuts",
+    "rectangle_nbytes",
 ]
 
 Range = tuple[int, int]
@@ -76,6 +77,10 @@ class Source(Protocol):
         """Decoded bytes of all chunks that a walk over the blocks between the cuts opens."""
         ...
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        """Bytes that are held beside a dense block of a dtype while it is read: its chunks as they are stored, too."""
+        ...
+
     def inputs(self, side: int, start: int, stop: int) -> Any:
         """What a task needs to be given to read this stretch elsewhere: arrays, Dask keys; None when nothing."""
         ...
@@ -104,6 +109,11 @@ class ImplicitSource(Source, Protocol):
     def block(self, rows: Range, cols: Range) -> ImplicitBlock:
         """The rectangle as it is."""
         ...
+
+
+def rectangle_nbytes(source: Source, side: int, cuts: np.ndarray) -> int:
+    """Bytes of the largest block between the cuts, in the dtype of the stored entries."""
+    return int(np.diff(cuts).max()) * source.shape[1 - side] * source.dtype.itemsize
 
 
 def joined_cuts(cuts: np.ndarray, most: float) -> np.ndarray:
@@ -172,6 +182,9 @@ class InMemory:
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return int(self.array.nbytes)
+
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return 0
 
     def inputs(self, side: int, start: int, stop: int) -> Any:
         return None

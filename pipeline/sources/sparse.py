@@ -37,6 +37,9 @@ class Compressed:
     def unit(self, side: int) -> int:
         return 1
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return 0
+
 
 class Sparse(Compressed):
     """Entries of a scipy.sparse matrix or array of any format, kept in CSR or CSC form.
@@ -140,6 +143,9 @@ class SparseHollow:
         return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
+        return 0
+
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
         return 0
 
     def inputs(self, side: int, start: int, stop: int) -> Any:

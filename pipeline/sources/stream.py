@@ -93,6 +93,9 @@ class Stream:
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return 0 if self._rows is None else self._rows * self._width * self.dtype.itemsize
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return 0
+
     def inputs(self, side: int, start: int, stop: int) -> Any:
         return None
 

@@ -69,6 +69,9 @@ class Window:
     def touched(self, side: int, cuts: np.ndarray) -> int:
         return self.base.touched(side, cuts + self.start if side == ROWS else cuts)
 
+    def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
+        return self.base.beside(side, cuts + self.start if side == ROWS else cuts, dtype)
+
     def inputs(self, side: int, start: int, stop: int) -> Any:
         shift = self.start if side == ROWS else 0
         return self.base.inputs(side, start + shift, stop + shift)
