@@ -26,7 +26,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
-_ROUNDED_UP = 1.25  # memory comes in pages and arenas, and in pieces that do not fit together
+_ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
 # Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
 _WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
@@ -222,20 +222,21 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     again = cost.passes - 1 + room.scores  # passes that can do with what is kept
-    worth, held = (
-        room.keeping and (again >= _WORTH_KEEPING or room.scores),
-        matrix.kept_nbytes(cost.dtype or X.block_dtype),
-    )
+    dtype = cost.dtype or X.block_dtype
+    worth, held = room.keeping and (again >= _WORTH_KEEPING or room.scores), matrix.kept_nbytes(dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
+    peak += int(_KEPT_UP * -(-kept // at_work.workers) * held)
+    if kept == matrix.n_blocks and not X.source.implicit:  # they are read into what is kept, and no other block is
+        peak -= int(_threads(matrix, at_work) * matrix.block_nbytes(dtype))
     seconds = _seconds(matrix, cost, at_work, kept)
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
         bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * (kept * matrix.bytes_a_pass // matrix.n_blocks),
-        peak_memory=int(peak + _ROUNDED_UP * -(-kept // at_work.workers) * held),
+        peak_memory=peak,
         blocks_kept=kept,
         seconds=seconds,
         n_blocks=matrix.n_blocks,
@@ -253,7 +254,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 
 def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     """Bytes that a worker holds at most: its threads at work, or the driver in it between two passes."""
-    threads, settings = at_work.threads_each, solver.settings
+    threads, settings = _threads(X, at_work), solver.settings
     dtype = (cost.dtype or X.block_dtype) if settings.tol is None else doubled(X.dtype)  # if rounding is in the way
     walks = [X] if settings.missing == "error" or X.side == ROWS else [X, X.T]  # the means are those of rows
     reading = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
@@ -264,6 +265,11 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     if at_work.client is not None:
         return int(_ROUNDED_UP * (at_it + cost.summary_bytes + threads * waiting_nbytes(cost.summary_bytes)))
     return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes))
+
+
+def _threads(X: Matrix, at_work: Crew) -> int:
+    """How many threads of a worker have a block at a time."""
+    return min(at_work.threads_each, -(-X.n_blocks // at_work.workers))
 
 
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:

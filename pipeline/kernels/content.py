@@ -35,21 +35,19 @@ def row_bits(x: np.ndarray, first: int = 0, dtype: Any = None) -> np.ndarray:
 
     With a `dtype` it is the bits of the entries in that precision that count.
     """
-    parts = (_float_bits(part.astype(dtype or x.dtype, copy=False), first) for part in strips(x))
+    dtype = np.dtype(dtype or x.dtype)
+    reals = 2 if dtype.kind == "c" else 1
+    word: type = np.uint64
+    c, first, wide = reals * x.shape[1], reals * first, dtype.itemsize == 8 * reals
+    if wide:
+        factors = _odd(np.arange(first, first + c))
+    elif first % 2 == 0 and c % 2 == 0:  # two at a time: the same sum, twice as fast
+        factors = _odd(np.arange(first // 2, (first + c) // 2))
+    else:
+        at, word = np.arange(first, first + c), np.uint32
+        factors = _odd(at // 2) << (at % 2 * 32).astype(np.uint64)
+    parts = (np.ascontiguousarray(part, dtype).view(word) @ factors for part in strips(x))
     return np.concatenate([np.zeros(0, np.uint64), *parts])
-
-
-def _float_bits(x: np.ndarray, first: int) -> np.ndarray:
-    if x.dtype.kind == "c":
-        x, first = np.ascontiguousarray(x).view(x.real.dtype), 2 * first
-    c = x.shape[1]
-    if x.dtype == np.float64:
-        return np.ascontiguousarray(x).view(np.uint64) @ _odd(np.arange(first, first + c))
-    if first % 2 == 0 and c % 2 == 0:  # two at a time: the same sum, twice as fast
-        return np.ascontiguousarray(x).view(np.uint64) @ _odd(np.arange(first // 2, (first + c) // 2))
-    at = np.arange(first, first + c)
-    factors = _odd(at // 2) << (at % 2 * 32).astype(np.uint64)
-    return np.ascontiguousarray(x).view(np.uint32).astype(np.uint64) @ factors
 
 
 def sparse_row_bits(x: Any, first: int = 0) -> np.ndarray:

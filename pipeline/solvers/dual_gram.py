@@ -46,7 +46,7 @@ class DualGram:
         n, d = X.shape
         k = self.settings.rank.most(n, d)
         square, long = 8 * n * n, 8 * 4 * d * k
-        held = 8 * n * k + long  # in the second pass, as the long factor grows
+        held = 8 * n * k + long // 2  # in the second pass, as the long factor grows
         flops, scratch = 1.0 * n * n * d, X.work_dtype.itemsize * n * n
         return Cost(2, COLUMNS, square, scratch, 4 * square + long, flops, state_bytes=held)
 

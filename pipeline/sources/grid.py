@@ -122,9 +122,14 @@ class Grid:
         kind = "memory" if self.held else type(self.array).__name__
         kind = "zarr" if isinstance(self.array, zarr.Array | Decoded) else kind
         cut = "" if self.held else " in chunks of " + " x ".join(map(str, self.chunks))
-        pipeline = getattr(getattr(self.array, "async_array", None), "codec_pipeline", None)
-        by = ", decoded by zarrs" if type(pipeline).__name__ == "ZarrsCodecPipeline" else ""
+        by = ", decoded by zarrs" if self._by_zarrs else ""
         return f"{kind} {' x '.join(map(str, self.array.shape))}{cut}{by}"
+
+    @property
+    def _by_zarrs(self) -> bool:
+        """Whether chunks are decoded where they are to be."""
+        pipeline = getattr(getattr(self.array, "async_array", None), "codec_pipeline", None)
+        return type(pipeline).__name__ == "ZarrsCodecPipeline"
 
     def read(self, rows: Range, cols: Range, out: np.ndarray | None = None) -> np.ndarray:
         shape = (rows[1] - rows[0], cols[1] - cols[0])
@@ -170,7 +175,8 @@ class Grid:
         if self.held:
             return 0 if all(isinstance(i, slice) for i in self.index) else whole
         at_once = int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
-        chunks = 2 * min(at_once, self.touched(side, cuts) // (len(cuts) - 1))  # as they are stored, and decoded
+        chunks = min(at_once, self.touched(side, cuts) // (len(cuts) - 1))
+        chunks *= 1 if self._by_zarrs else 2  # as they are stored, and decoded
         if isinstance(self.array, Decoded):  # and what becomes of them when they are scaled and masked
             return chunks + 3 * whole
         return chunks + (0 if self._straight(dtype) else whole)
