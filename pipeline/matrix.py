@@ -120,7 +120,7 @@ class Matrix:
             return self.block_height * across
         target = self.block_bytes or _BLOCK_BYTES
         stored = int(3 * self.density * across * self.block_height)  # entries and indices, in double precision
-        return 3 * max(min(target, 3 * self.bytes_a_pass), stored)  # as read, as computed with, and what becomes of it
+        return 2 * max(min(target, 3 * self.bytes_a_pass), stored)  # as read, and as computed with
 
     def kept_nbytes(self, dtype: np.dtype[Any]) -> int:
         """Bytes of a block while it is kept decoded; where little is stored, on the average."""

@@ -258,6 +258,8 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     dtype = (cost.dtype or X.block_dtype) if settings.tol is None else doubled(X.dtype)  # if rounding is in the way
     walks = [X] if settings.missing == "error" or X.side == ROWS else [X, X.T]  # the means are those of rows
     reading = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
+    if dtype.kind == "c":  # products take the conjugate of a block
+        reading += X.block_nbytes(dtype)
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
