@@ -263,9 +263,9 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
-    at_it = threads * each + 3 * cost.summary_bytes
+    at_it = threads * (each + waiting_nbytes(cost.summary_bytes)) + 3 * cost.summary_bytes
     if at_work.client is not None:
-        return int(_ROUNDED_UP * (at_it + cost.summary_bytes + threads * waiting_nbytes(cost.summary_bytes)))
+        return int(_ROUNDED_UP * (at_it + cost.summary_bytes))
     return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes))
 
 

@@ -219,7 +219,7 @@ def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
 
 
 def waiting_nbytes(summary_bytes: int) -> int:
-    """Bytes of summaries that a thread of a cluster has made and that stay until the walk is over."""
+    """Bytes of summaries that a thread has made and that stay until they are combined, on a cluster to the end."""
     return summary_bytes * (0 if summary_bytes > _LARGE_SUMMARY else _RUNS - 1)
 
 

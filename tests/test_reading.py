@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -135,6 +137,7 @@ def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
 
 KILLED = """
 import os, sys
+import dask
 import numpy as np
 from pipeline import PCA
 from pipeline.rowwise import _Write
@@ -185,3 +188,52 @@ def test_left_singular_vectors_are_those_of_the_centred_data() -> None:
     left = model.left_singular_vectors(x)
     np.testing.assert_allclose(np.abs(u.T @ left), np.eye(8), atol=1e-10)
     np.testing.assert_allclose(model.singular_values_, s)
+
+
+def counts(tmp_path, n: int, d: int) -> zarr.Array:
+    """Allele counts of four populations, some of them missing."""
+    rng = np.random.default_rng(0)
+    frequency = rng.uniform(0.1, 0.9, (4, d))
+    calls = rng.binomial(2, frequency[np.arange(n) % 4]).astype("i1")
+    calls[rng.random((n, d)) < 0.01] = -1
+    array = zarr.create_array(tmp_path / "calls.zarr", shape=(n, d), chunks=(500, d), dtype="i1")
+    array[...] = calls
+    return array
+
+
+TRACED = {
+    "integers, missing calls": (lambda z: z, {"scale": "genotype", "missing": "mean"}),
+    "integers": (lambda z: z, {}),
+    "a mask": (lambda z: open_matrix(z, select={"sample": np.arange(2000) % 3 > 0}), {}),
+    "in memory": (lambda z: z[:], {}),
+    "complex": (lambda z: z[:] + 1j * z[:][::-1].astype("c8"), {"solver": "gram"}),
+}
+
+
+@pytest.mark.parametrize(("source", "asked"), TRACED.values(), ids=TRACED)
+def test_a_plan_is_true_of_what_is_allocated(source, asked, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.solvers.iteration._DEAR", 1 << 20)  # as on large data
+    x, model = source(counts(tmp_path, 2000, 1200)), PCA(3, **{"solver": "krylov", **asked})
+    with dask.config.set(scheduler="synchronous"):
+        model.fit(x)
+        tracemalloc.start()
+        model.fit(x)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak <= model.plan_.peak_memory <= 6 * peak + (64 << 20)  # BLAS's own memory, and slabs, are not traced
+
+
+def test_small_integers_in_single_precision_are_as_in_double(tmp_path, monkeypatch) -> None:
+    z = counts(tmp_path, 1000, 700)
+    asked = {"scale": "genotype", "missing": "mean", "solver": "krylov"}
+    fine = PCA(3, **asked).fit(z)
+    monkeypatch.setattr("pipeline.solvers.iteration._DEAR", 1 << 16)
+    X = open_matrix(z)
+    model = PCA(3, **asked)
+    assert model.prepare(X).solver.cost(X).dtype == np.float32
+    scores = model.fit_transform(z)
+    assert scores.dtype == model.components_.dtype == np.float64
+    np.testing.assert_allclose(model.singular_values_, fine.singular_values_, rtol=1e-5)
+    np.testing.assert_allclose(scores, model.transform(z), atol=1e-3)
+    assert model.subspace_.provenance["seen"] == fine.subspace_.provenance["seen"]
+    assert PCA(3, tol=1e-9, **asked).fit(z).subspace_.angle_bound < 1e-9  # rounding is in the way: in double, then
