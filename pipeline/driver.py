@@ -90,7 +90,7 @@ def solve(
     ConvergenceError
         When `tol` could not be met; it carries the best subspace.
     """
-    cost, tol = solver.cost(X), solver.settings.tol
+    cost, tol = solver.cost(X).entries_of(X), solver.settings.tol
     fills = solver.settings.missing != "error"
     open_ended = tol is not None or solver.settings.missing == "em" or cost.open_ended
     passes = None if open_ended else cost.passes + fills
@@ -137,7 +137,7 @@ def solve(
 
 def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
     """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
-    lens, cost = np.asarray(found.basis, doubled(found.basis.dtype)).conj().T, solver.cost(X)
+    lens, cost = np.asarray(found.basis, doubled(found.basis.dtype)).conj().T, solver.cost(X).entries_of(X)
     dtype = cost.dtype or X.work_dtype
     how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
     if cost.side == ROWS:

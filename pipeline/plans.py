@@ -206,10 +206,7 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 
 
 def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
-    cost, at_work, limit = solver.cost(X), room.crew, room.limit
-    if X.work_dtype.kind == "c":  # costs are counted in real numbers
-        names = ("summary_bytes", "client_bytes", "state_bytes")
-        cost = replace(cost, **{name: 2 * getattr(cost, name) for name in names})
+    cost, at_work, limit = solver.cost(X).entries_of(X), room.crew, room.limit
     for matrix in _cuttings(X if cost.side == ROWS else X.T):
         peak = _peak(matrix, solver, cost, at_work)
         if limit is None or peak <= limit:

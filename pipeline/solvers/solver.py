@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -70,6 +70,13 @@ class Cost:
     """What of `client_bytes` is there while a pass runs."""
     dtype: np.dtype[Any] | None = None
     """In which blocks are multiplied, where that is not `Matrix.block_dtype`."""
+
+    def entries_of(self, X: Matrix) -> Cost:
+        """The same for the entries of X: what is made of complex numbers is twice as large as of real ones."""
+        if X.work_dtype.kind != "c":
+            return self
+        sizes = {name: 2 * getattr(self, name) for name in ("summary_bytes", "client_bytes", "state_bytes")}
+        return replace(self, **sizes)
 
 
 class Solver(Protocol[St]):
