@@ -20,7 +20,7 @@ __all__ = ["ImplicitBlock", "OperatorBlock", "SparseBlock", "as_compressed", "as
 
 _PANEL_BYTES = 32 << 20  # of a dense panel or a sparse product at a time
 _LINE = 8  # columns of a thin matrix that are multiplied at a time
-_CROWDED = 0.2  # share of entries stored from which on dense products are faster than sparse ones
+_CROWDED = 0.06  # share of entries stored from which on dense products are faster than sparse ones
 
 
 class ImplicitBlock(Protocol):
