@@ -192,9 +192,9 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 
     Where there is no room for wide ones it does without.
     """
-    if room.keeping and isinstance(solver, Krylov) and solver.may_be_narrow(X):
+    if room.keeping and isinstance(solver, Krylov) and (lanczos := solver.narrowed(X)) is not None:
         with suppress(PlanError):
-            narrow = _fit(X, replace(solver, narrow=True), room)
+            narrow = _fit(X, lanczos, room)
             if narrow.plan.blocks_kept == narrow.plan.n_blocks or (X.source.held and locally()):
                 return narrow
     try:
@@ -274,7 +274,9 @@ def _threads(X: Matrix, at_work: Crew) -> int:
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
     """Bytes that all workers together can keep decoded beside their work."""
     small = X.bytes_a_pass < _WORTH_KEEPING_BYTES
-    if X.source.held or small or (at_work.client is None and not locally()):
+    # What is in memory needs no keeping, but for sparse entries, which are multiplied in double precision.
+    there = X.source.held and not (X.source.implicit and locally())
+    if there or small or (at_work.client is None and not locally()):
         return 0
     if at_work.client is not None:  # Dask writes to disk what lies above: nothing of ours is to get there
         return at_work.workers * int(max((limit or 0) * _UNSPILLED - _INTERPRETER - peak, 0))

@@ -176,7 +176,7 @@ def advanced(terms: Terms, state: PowerState, product: np.ndarray, rounding: flo
         known, images, leak = rows[:keep], seen[:keep], leak[:keep]
     fresh = min(k, width - len(known))
     spare = np.random.default_rng([terms.seed, state.round]).standard_normal((width, fresh))
-    block = orthonormal_beside((known.T,), miss[:fresh].T, spare).T if fresh else np.zeros((0, width))
+    block = orthonormal_beside((known.T,), miss[:fresh].T, lambda: spare).T if fresh else np.zeros((0, width))
     return replace(state, known=known, images=images, block=block)
 
 

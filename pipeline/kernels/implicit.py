@@ -20,7 +20,7 @@ __all__ = ["ImplicitBlock", "OperatorBlock", "SparseBlock", "as_compressed", "as
 
 _PANEL_BYTES = 32 << 20  # of a dense panel or a sparse product at a time
 _LINE = 8  # columns of a thin matrix that are multiplied at a time
-_CROWDED = 0.2  # share of entries stored from which on dense products are faster than sparse ones
+_CROWDED = 0.06  # share of entries stored from which on dense products are faster than sparse ones
 
 
 class ImplicitBlock(Protocol):
@@ -116,7 +116,8 @@ class SparseBlock:
 
     def __init__(self, array: Any) -> None:
         wide = doubled(array.dtype)
-        self.array = array if array.dtype == wide else array.astype(wide)
+        parts = array.data.astype(wide, copy=False), *_small(array.indices, array.indptr, max(array.shape))
+        self.array = type(array)(parts, shape=array.shape)
         self.shape: tuple[int, int] = array.shape
         self.dtype: np.dtype[Any] = wide
 
@@ -338,6 +339,13 @@ class OperatorBlock:
             raise InputError(f"{name} of the operator gives {result.dtype}: give the operator a complex dtype")
         result = result.astype(self.dtype, copy=False)
         return result if thin.ndim == 2 else result[:, 0]
+
+
+def _small(indices: np.ndarray, indptr: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both in 32 bits where they fit: products read as many bytes of indices as of entries."""
+    fits = max(longest, int(indptr[-1])) < 2**31
+    kind = np.dtype(np.int32) if fits else indptr.dtype
+    return indices.astype(kind, copy=False), indptr.astype(kind, copy=False)
 
 
 def _units(length: int, start: int, stop: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -105,12 +105,12 @@ def deflated(known: Sequence[np.ndarray], a: np.ndarray, shares: np.ndarray | No
 
 
 def orthonormal_beside(
-    known: Sequence[np.ndarray], a: np.ndarray, spare: np.ndarray, shares: np.ndarray | None = None
+    known: Sequence[np.ndarray], a: np.ndarray, spare: Callable[[], np.ndarray], shares: np.ndarray | None = None
 ) -> np.ndarray:
     """Orthonormal columns (m, l) that span what a (m, l) adds to those of blocks (m, q_i), all of them orthonormal.
 
-    Columns that add nothing are replaced by those of `spare` (m, l), which is to be random. One projection is enough
-    where it leaves most of every column, two where columns are independent (Giraud, Langou and Rozloznik 2005);
+    Columns that add nothing are replaced by those that `spare` makes (m, l), which are to be random. One projection is
+    enough where it leaves most of every column, two where columns are independent (Giraud, Langou and Rozloznik 2005);
     replaced ones take one more.
     """
     replaced = False
@@ -122,7 +122,7 @@ def orthonormal_beside(
         if (turn and not lost.any() and not replaced) or np.all(left > _MOST * before):
             break
         replaced = bool(lost.any())
-        a = np.where(lost, spare, q)
+        a = np.where(lost, spare(), q) if replaced else q
     return q
 
 

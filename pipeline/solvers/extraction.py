@@ -5,7 +5,7 @@ K is an orthonormal basis (m, q) and W = C K its images under a positive semidef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import scipy.linalg
 from pipeline.kernels.certificate import nystrom_bounds, sine_bounds, sines_of
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 
-__all__ = ["Leading", "Products", "Ritz", "nystrom", "rayleigh_ritz"]
+__all__ = ["Leading", "Products", "Ritz", "nystrom", "rayleigh_ritz", "recurrent"]
 
 Choice = Callable[[np.ndarray], int]
 _TINY = 1e-280
@@ -79,6 +79,40 @@ def rayleigh_ritz(
     sines = sine_bounds(theta, leak.conj().T @ leak, outside, rounding, k)
     sizes = np.linalg.norm(leak[:, :k], axis=0) + rounding
     return Leading(theta[:k], ritz.vectors[:, :k], sizes, sines), ritz
+
+
+def recurrent(
+    known: Sequence[np.ndarray],
+    inner: np.ndarray,
+    following: np.ndarray,
+    below: np.ndarray,
+    k: int,
+    outside: float,
+    rounding: float,
+) -> tuple[Leading, Ritz]:
+    """The best of what K spans, where C K = K T + Q B: the same as `rayleigh_ritz`, and no image is needed.
+
+    Parameters
+    ----------
+    known : list of (m, q_i) arrays
+        Blocks of K.
+    inner, below : (q, q) and (l, q) arrays
+        T and B.
+    following : (m, l) array
+        Q, orthonormal and orthogonal to K.
+    k, outside, rounding
+        As for `rayleigh_ritz`; the last counts what the recurrence leaves out, too.
+    """
+    theta, turn = eigh_descending(inner)
+    vectors, start = np.zeros((len(following), k), inner.dtype), 0
+    for block in known:
+        vectors += block @ turn[start : start + block.shape[1], :k]
+        start += block.shape[1]
+    reach = below @ turn
+    leak = following @ reach[:, :k]
+    sines = sine_bounds(theta, reach.conj().T @ reach, outside, rounding, k)
+    sizes = np.linalg.norm(reach[:, :k], axis=0) + rounding
+    return Leading(theta[:k], vectors, sizes, sines), Ritz(theta, vectors, vectors * theta[:k] + leak, leak)
 
 
 def nystrom(products: Products, choose: Choice, energy: float, outside: float, rounding: float) -> Leading:

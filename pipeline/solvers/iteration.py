@@ -27,7 +27,7 @@ from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED,
 from pipeline.sources import COLUMNS, ROWS
 from pipeline.subspace import Subspace
 
-__all__ = ["Iteration", "IterationState", "dear", "moved_by"]
+__all__ = ["Applied", "Iteration", "IterationState", "dear", "moved_by"]
 
 _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: there must be more of them
 _DEAR = 256 << 20  # bytes from which on a pass counts
@@ -50,7 +50,6 @@ class IterationState:
     sines: np.ndarray | None = None
     rounding: float = 0.0
     moved: float = np.inf
-    inner: np.ndarray | None = None
     history: tuple[float, ...] = ()
     n: float = 0.0
     spread: float = 0.0
@@ -67,7 +66,7 @@ class IterationState:
 
 
 @dataclass(frozen=True)
-class _Applied:
+class Applied:
     """C Q whichever side was walked: the product (m, l + r), sums of squares, rounding, weight, columns with values.
 
     `loud` is the sum of squares as it was accumulated: what rounding errors are relative to.
@@ -118,14 +117,6 @@ class Iteration:
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         """Whether an answer is to be drawn from the products of this pass."""
-        return True
-
-    def watched(self, X: Matrix, state: IterationState, grown: Basis) -> IterationState:
-        """The state with how far the answer has `moved`, where that is asked before it is due."""
-        return state
-
-    def probing(self, X: Matrix, state: IterationState) -> bool:
-        """Whether the next pass is to carry probes."""
         return True
 
     def settled(self, X: Matrix, state: IterationState) -> bool:
@@ -239,7 +230,7 @@ class Iteration:
             state.passes,
         ).subspace(X, self.settings)
 
-    def _rows(self, X: Matrix, state: IterationState, summary: Products) -> tuple[_Applied, IterationState]:
+    def _rows(self, X: Matrix, state: IterationState, summary: Products) -> tuple[Applied, IterationState]:
         s = self.settings
         thin = np.hstack([state.basis.block, state.probes.columns])
         lens = _factor(X, state)[:, None] * thin
@@ -259,25 +250,23 @@ class Iteration:
             product += np.outer(middle.conj(), np.sqrt(n) * (mean @ lens))
         energy = spread if s.center else spread + float(np.vdot(middle, middle).real)
         rounding = sums.rounding.norm(factor)
-        return _Applied(product, spread, energy, energy + loud, rounding, n, int(present.sum())), state
+        return Applied(product, spread, energy, energy + loud, rounding, n, int(present.sum())), state
 
-    def _columns(self, X: Matrix, summary: Dual) -> _Applied:
+    def _columns(self, X: Matrix, summary: Dual) -> Applied:
         n = float(X.shape[0] if X.sample_weights is None else X.sample_weights.sum())
         rounding = summary.rounding.norm(np.ones(X.shape[0]))
         energy = summary.energy
-        return _Applied(summary.product, summary.squares, energy, summary.loud, rounding, n, summary.present)
+        return Applied(summary.product, summary.squares, energy, summary.loud, rounding, n, summary.present)
 
-    def _multiplied(self, X: Matrix, state: IterationState, applied: _Applied) -> IterationState:
+    def _multiplied(self, X: Matrix, state: IterationState, applied: Applied) -> IterationState:
         """The state with one product more: the next block, and the answer so far where it is due."""
         check_energy(applied.energy)
         l = state.basis.block.shape[1]
         image = np.ascontiguousarray(applied.product[:, :l])
         most = min(min(X.shape), applied.present)
         grown = state.basis.grown(image)
-        state = self.watched(X, state, grown)
         if not self.due(X, state):
-            if self.probing(X, state):
-                state = self._probed(state, grown.known, applied.product[:, l:])
+            state = self._probed(state, grown.known, applied.product[:, l:])
             return replace(state, basis=self.advance(state, grown, None, most))
         whole, images = np.hstack(grown.known), np.hstack(grown.images)
         products = extraction.Products.of(whole, images)
@@ -383,7 +372,7 @@ def dear(X: Matrix) -> bool:
     return (X.bytes_a_pass if X.source.implicit else X.nbytes) > _DEAR
 
 
-def _on_features(state: IterationState, applied: _Applied) -> tuple[IterationState, _Applied]:
+def _on_features(state: IterationState, applied: Applied) -> tuple[IterationState, Applied]:
     """A first block without what it has, random as it is, at features that turned out to have no values."""
     assert state.mean is not None
     l = state.basis.block.shape[1]
