@@ -85,6 +85,18 @@ def test_hills_are_told_from_tails_and_from_few_values() -> None:
     assert hills(rng.normal(size=(2000, 4)) + 6 * (rng.random((2000, 1)) < 0.3), 0.4)
 
 
+def test_whole_numbers_are_no_groups() -> None:
+    X = np.round(np.random.default_rng(0).normal(size=(3000, 12)) * ([7, 4] + [1] * 10))
+    liars = np.arange(3000) < 1050
+    found = pl.RobustPCA(2, eps=0.1).fit(X)
+    assert found.certificate_.holds
+    assert found.outlier_fraction_ == 0
+    X[liars] = np.round(30 * np.eye(12)[11] + np.random.default_rng(1).normal(size=(1050, 12)))
+    found = pl.RobustPCA(2, eps=0.4).fit(X)
+    assert sine(found.components_, np.eye(12)[:2]) < 0.05
+    assert found.flag(X)[liars].all()
+
+
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_a_stream_withstands_liars_that_come_together(order: str) -> None:
     data = Planted(16000, 40, 3, 0.1, "hidden")

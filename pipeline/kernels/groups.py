@@ -12,6 +12,7 @@ __all__ = ["apart"]
 
 _BINS, _REACH = 8, 40  # of the shortest interval that holds half of the rows; as many on either side are looked at
 _DEPTH, _SURE = 0.25, 4.5  # of the lower hill, that a valley is below; deviations by which it is no chance
+_HILLS = 4  # at most; more are whole numbers, not groups
 _PARTED = 6  # times that groups may be parted
 
 
@@ -74,7 +75,8 @@ def _valley(x: np.ndarray) -> tuple[float, float]:
     counts = np.bincount(bins, minlength=2 * _REACH + 1)
     lower = np.minimum(np.maximum.accumulate(counts), np.maximum.accumulate(counts[::-1])[::-1])
     depth = np.where(counts <= _DEPTH * lower, (lower - counts) / np.sqrt(lower + counts + 1), 0.0)
-    if depth.max() < _SURE:
+    parts = np.count_nonzero(np.diff((depth >= _SURE).astype(int)) == 1)
+    if not 1 <= parts < _HILLS:
         return 0.0, np.inf
     deepest = np.flatnonzero(depth == depth.max())
     return float(depth.max()), float(middle + (deepest[len(deepest) // 2] - _REACH) * width)

@@ -36,6 +36,7 @@ _CHANCE = 3e-5  # over n rows, of a tail that is no work of chance: many directi
 _WORTH, _MAD_WORTH = 0.5, 0.37  # share of the rows that the robust scatter, and a median deviation, are worth
 _BULK = 0.95  # of the honest rows, that lie about a scatter that is theirs
 _MANY = 0.28  # share of rows that lie from which on they may be a group denser than the bulk
+_TAKEN = 0.25  # share of eps, that is cut off where groups are looked for
 _LEAST, _SPARED = 0.9, 0.02  # of the honest rows, that a group beside them may leave; share that may lie after it
 _ENOUGH = 50  # rows for each direction, to tell a group from chance
 _CORE = 0.9  # of normal data, that is sure to be apart from rows that lie
@@ -269,7 +270,8 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     """
     verdict = _held(z, eps, budget, reference)
     least = int(np.ceil(_LEAST * (1 - eps) * len(z)))
-    seen = hills(z[verdict.inside], eps) if reference is None else []
+    enough = reference is None and (~verdict.inside).sum() >= _TAKEN * eps * len(z)
+    seen = hills(z[verdict.inside], eps) if enough else []
     if not seen:
         return verdict
     cuts, inside = apart(z, least, np.hstack([lens for lens, *_ in seen]))
@@ -278,7 +280,8 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
         return verdict
     rest = _held(z[inside], max(eps - out / len(z), _SPARED) * len(z) / inside.sum(), budget - out, None)
     inside[inside] = rest.inside
-    return Verdict(cuts + rest.cuts, inside)
+    # Columns of few values have hills too, and keep them.
+    return verdict if hills(z[inside], eps) else Verdict(cuts + rest.cuts, inside)
 
 
 def _held(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None) -> Verdict:

@@ -259,7 +259,7 @@ def verified(
     real = found.singular_values > 1e-7 * found.singular_values.max(initial=0.0)
     if not certificate.holds or not real.any():
         return certificate, Sieve()
-    if hills(scores[:, real], eps):
+    if removed > 0 and hills(scores[:, real], eps):
         return Certificate(False, f"what is left of the rows falls into groups, and eps={eps:g} lets one lie"), Sieve()
     verdict = outlying(scores[:, real], k, removed)
     share = removed + (1 - removed) * float((~verdict.inside).mean())
