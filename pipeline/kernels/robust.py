@@ -271,7 +271,8 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     verdict = _held(z, eps, budget, reference)
     least = int(np.ceil(_LEAST * (1 - eps) * len(z)))
     enough = reference is None and (~verdict.inside).sum() >= _TAKEN * eps * len(z)
-    seen = hills(z[verdict.inside], eps) if enough else []
+    before, after = (hills(rows, eps) if enough else [] for rows in (z, z[verdict.inside]))
+    seen = after or before
     if not seen:
         return verdict
     cuts, inside = apart(z, least, np.hstack([lens for lens, *_ in seen]))
@@ -279,9 +280,10 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     if not cuts or out >= budget:
         return verdict
     rest = _held(z[inside], max(eps - out / len(z), _SPARED) * len(z) / inside.sum(), budget - out, None)
+    explained = after or (~rest.inside).sum() <= _SPARED * len(z)
     inside[inside] = rest.inside
     # Columns of few values have hills too, and keep them.
-    return verdict if hills(z[inside], eps) else Verdict(cuts + rest.cuts, inside)
+    return Verdict(cuts + rest.cuts, inside) if explained and not hills(z[inside], eps) else verdict
 
 
 def _held(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None) -> Verdict:
