@@ -34,6 +34,7 @@ class Planted:
     eps: float
     adversary: str
     seed: int = 0
+    dtype: str = "float64"
 
     @cached_property
     def lies(self) -> np.ndarray:
@@ -67,7 +68,7 @@ class Planted:
         number = int(self.lies.sum())
         if number:
             rows[self.lies] = ADVERSARIES[self.adversary](self, rows[~self.lies], number, rng)
-        return rows
+        return rows.astype(self.dtype, copy=False)
 
 
 def _signs(number: int, rng: np.random.Generator) -> np.ndarray:
@@ -153,7 +154,8 @@ def _honest(data: Planted, eps: float) -> np.ndarray:
 def _incremental(data: Planted, eps: float) -> np.ndarray:
     from sklearn.decomposition import IncrementalPCA
 
-    return np.asarray(IncrementalPCA(data.k).fit(data.X).components_)
+    rows = None if data.d <= 1000 else 500  # at a time; its 5 d would be all of them
+    return np.asarray(IncrementalPCA(data.k, batch_size=rows).fit(data.X).components_)
 
 
 def _covariance(data: Planted, eps: float) -> np.ndarray:
@@ -242,8 +244,11 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> list[float]:
 @click.option("--shares", default=SHARES, show_default=True, callback=_numbers, help="In the order in which they run.")
 @click.option("--only", default="", help="Contenders, joined by +; default: all that are installed.")
 @click.option("--liars", default=",".join(ADVERSARIES), show_default=True, help="Adversaries, comma separated.")
+@click.option("--dtype", default="float64", show_default=True)
 @click.option("--minutes", default=4.0, show_default=True, help="For each of the dims, after which no fit begins.")
-def main(dims: list[float], rows: int, k: int, shares: list[float], only: str, liars: str, minutes: float) -> None:
+def main(
+    dims: list[float], rows: int, k: int, shares: list[float], only: str, liars: str, dtype: str, minutes: float
+) -> None:
     """Print the tables: each result as it comes, then losses and sines."""
     chosen = {name: fit for name, fit in CONTENDERS.items() if not only or name in only.split("+")}
     for d in map(int, dims):
@@ -251,7 +256,7 @@ def main(dims: list[float], rows: int, k: int, shares: list[float], only: str, l
         for eps, adversary in [(share, liar) for share in shares for liar in adversaries(share) if liar in liars]:
             if time.monotonic() > race.until:
                 break
-            data = Planted(rows, d, k, eps, adversary)
+            data = Planted(rows, d, k, eps, adversary, dtype=dtype)
             assert data.X.shape == (rows, d)  # made before the first contender's time begins
             for name, fit in chosen.items():
                 race.run(name, fit, data)

@@ -22,7 +22,7 @@ import pipeline as pl
 from benchmarks.entries import VALUES, published, simulated
 from benchmarks.robust import ADVERSARIES, Planted, captured, sine
 from pipeline.errors import ConvergenceError, InputError, StoreError
-from pipeline.kernels.robust import examine, geometric_median, robust_scatter
+from pipeline.kernels.robust import examine, geometric_median, hills, robust_scatter
 from pipeline.matrix import Matrix
 from pipeline.robust import METHODS
 from pipeline.robust.passing import StreamState
@@ -66,6 +66,35 @@ def test_liars_that_pass_for_the_bulk_are_told(method: str) -> None:
     data = Planted(2000, 50, 3, 0.4, "adaptive")
     found = pl.RobustPCA(3, method=method, eps=0.4).fit(data.X)
     assert captured(found.components_, data) >= 0.99 or not found.certificate_.holds
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_groups_as_wide_as_the_bulk_are_taken_off(method: str) -> None:
+    """Where concentration, from any start, ends at liars: two hills beside the bulk along one direction."""
+    data = Planted(2000, 50, 3, 0.4, "adaptive")
+    found = pl.RobustPCA(3, method=method, eps=0.4).fit(data.X)
+    assert sine(found.components_, data.truth) < 1.1 * sine(pl.PCA(3).fit(data.X[~data.lies]).components_, data.truth)
+    assert found.certificate_.holds
+    assert found.flag(data.X)[data.lies].mean() > 0.95
+
+
+def test_hills_are_told_from_tails_and_from_few_values() -> None:
+    rng = np.random.default_rng(12)
+    for rows in (rng.normal(size=(2000, 4)), rng.standard_t(3, size=(2000, 4)), rng.poisson(1.0, size=(2000, 4))):
+        assert not hills(rows.astype(float), 0.4)
+    assert hills(rng.normal(size=(2000, 4)) + 6 * (rng.random((2000, 1)) < 0.3), 0.4)
+
+
+def test_whole_numbers_are_no_groups() -> None:
+    X = np.round(np.random.default_rng(0).normal(size=(3000, 12)) * ([7, 4] + [1] * 10))
+    liars = np.arange(3000) < 1050
+    found = pl.RobustPCA(2, eps=0.1).fit(X)
+    assert found.certificate_.holds
+    assert found.outlier_fraction_ == 0
+    X[liars] = np.round(30 * np.eye(12)[11] + np.random.default_rng(1).normal(size=(1050, 12)))
+    found = pl.RobustPCA(2, eps=0.4).fit(X)
+    assert sine(found.components_, np.eye(12)[:2]) < 0.05
+    assert found.flag(X)[liars].all()
 
 
 @pytest.mark.parametrize("order", ["first", "last"])

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import chi2, f, norm, poisson, t
 
+from pipeline.kernels.groups import apart
+
 __all__ = [
     "Verdict",
     "center_and_spread",
@@ -19,6 +21,7 @@ __all__ = [
     "excess_cut",
     "filter_tolerance",
     "geometric_median",
+    "hills",
     "inflation",
     "normal_ball",
     "outlying",
@@ -33,6 +36,8 @@ _CHANCE = 3e-5  # over n rows, of a tail that is no work of chance: many directi
 _WORTH, _MAD_WORTH = 0.5, 0.37  # share of the rows that the robust scatter, and a median deviation, are worth
 _BULK = 0.95  # of the honest rows, that lie about a scatter that is theirs
 _MANY = 0.28  # share of rows that lie from which on they may be a group denser than the bulk
+_TAKEN = 0.25  # share of eps, that is cut off where groups are looked for
+_LEAST, _SPARED = 0.9, 0.02  # of the honest rows, that a group beside them may leave; share that may lie after it
 _ENOUGH = 50  # rows for each direction, to tell a group from chance
 _CORE = 0.9  # of normal data, that is sure to be apart from rows that lie
 _STRETCHED = 1.1  # times that distances may be longer than those of the bulk can be
@@ -96,7 +101,7 @@ def robust_scatter(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     starts (Hubert, Rousseeuw and Verdonck 2012), then reweighted once (Rousseeuw and Van Driessen 1999).
     """
     n, m = z.shape
-    honest, many = 1 - eps, eps >= _MANY and n >= _ENOUGH * m
+    honest, many = 1 - eps, _telling(z, eps)
     held = min(n, max(int(np.ceil((1 - 1.2 * eps) * n)), (n + m + 1) // 2))
     middle, unit = center_and_spread(z)
     deviation = z.std(axis=0)
@@ -132,6 +137,16 @@ def robust_scatter(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     if not np.trace(scatter) > 0:  # more than half of the rows are one
         center, scatter = w.mean(axis=0), np.atleast_2d(np.cov(w.T))
     return middle + unit * center, scatter * np.outer(unit, unit)
+
+
+def _telling(z: np.ndarray, eps: float) -> bool:
+    """Whether so many may lie that they can be a group, and there are the rows (n, m) to tell."""
+    return eps >= _MANY and len(z) >= _ENOUGH * z.shape[1]
+
+
+def hills(z: np.ndarray, eps: float) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Cuts between groups of rows (n, m), of which eps lets one lie; none of one hill, or of too few rows."""
+    return apart(z, len(z) // 4)[0] if _telling(z, eps) else []
 
 
 def _reweighted(rows: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -250,8 +265,29 @@ def examine(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None
     -----
     Distances in the metric of the robust scatter find outliers that many directions share, tests along single
     directions those that one hides: eigenvectors of what is left, and those of its fourth moments (Peña and Prieto
-    2001), which turn to small far groups.
+    2001), which turn to small far groups. Where many may lie, and what is left has groups in it, these are taken off
+    first, and the rest is held against normal data.
     """
+    verdict = _held(z, eps, budget, reference)
+    least = int(np.ceil(_LEAST * (1 - eps) * len(z)))
+    enough = reference is None and (~verdict.inside).sum() >= _TAKEN * eps * len(z)
+    before, after = (hills(rows, eps) if enough else [] for rows in (z, z[verdict.inside]))
+    seen = after or before
+    if not seen:
+        return verdict
+    cuts, inside = apart(z, least, np.hstack([lens for lens, *_ in seen]))
+    out = int((~inside).sum())
+    if not cuts or out >= budget:
+        return verdict
+    rest = _held(z[inside], max(eps - out / len(z), _SPARED) * len(z) / inside.sum(), budget - out, None)
+    explained = after or (~rest.inside).sum() <= _SPARED * len(z)
+    inside[inside] = rest.inside
+    # Columns of few values have hills too, and keep them.
+    return Verdict(cuts + rest.cuts, inside) if explained and not hills(z[inside], eps) else verdict
+
+
+def _held(z: np.ndarray, eps: float, budget: int, reference: np.ndarray | None) -> Verdict:
+    """Rows held against normal data, as they are."""
     if reference is None:
         center, scatter = robust_scatter(z, eps)
     else:

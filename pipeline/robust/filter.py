@@ -30,7 +30,7 @@ from pipeline.folds.rowmaps import (
     standardised,
 )
 from pipeline.kernels.rank import Rank
-from pipeline.kernels.robust import Verdict, examine, filter_tolerance, inflation, normal_ball, outlying
+from pipeline.kernels.robust import Verdict, examine, filter_tolerance, hills, inflation, normal_ball, outlying
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.robust.method import Certificate, Found, Options, Start, inner_solver, looked
 from pipeline.solvers import Settings, Solver
@@ -259,6 +259,8 @@ def verified(
     real = found.singular_values > 1e-7 * found.singular_values.max(initial=0.0)
     if not certificate.holds or not real.any():
         return certificate, Sieve()
+    if removed > 0 and hills(scores[:, real], eps):
+        return Certificate(False, f"what is left of the rows falls into groups, and eps={eps:g} lets one lie"), Sieve()
     verdict = outlying(scores[:, real], k, removed)
     share = removed + (1 - removed) * float((~verdict.inside).mean())
     if share <= allowed_share(eps, len(scores)):
