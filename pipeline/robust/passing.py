@@ -9,6 +9,7 @@ fresh batches.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ __all__ = [
     "answered",
     "begun",
     "combined",
-    "gauge_of",
     "keys_of",
     "looked_over",
     "passed",
@@ -87,6 +87,20 @@ class StreamState:
     factor: Factor | None = None
     cuts: tuple[Cut, ...] = ()
     pulled: tuple[Pulled, ...] = ()
+
+    @cached_property
+    def gauge(self) -> Gauge:
+        """What rows are held against until the next look at the sample."""
+        maps: tuple[RowMap, ...] = (Sieve(self.cuts), *self.pulled)
+        known = self.sample.rows
+        for apply in maps:
+            known, _ = apply(known, np.arange(len(known)))
+        return Gauge(maps, known, self.k, self.rank, self.eps, self.center, self.factor)
+
+    @cached_property
+    def contradiction(self) -> float:
+        """How many times a variance of the factor is larger, or smaller, than that of the rows of the sample kept."""
+        return 1.0 if self.factor is None else _contradiction(self, self.factor)
 
     @property
     def nbytes(self) -> int:
@@ -142,7 +156,7 @@ def absorbed(state: StreamState, z: np.ndarray, start: int | None = None) -> Str
     keys = keys_of(state, np.arange(at, at + len(z)))
     if state.factor is None:
         return _first(state, z, keys)
-    return passed(state, absorbed_block(state, gauge_of(state), z, keys))
+    return passed(state, absorbed_block(state, state.gauge, z, keys))
 
 
 def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
@@ -152,20 +166,8 @@ def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
     if seen <= state.size:
         return replace(state, seen=seen, sample=held)
     state = _with_cuts(replace(state, sample=Reservoir(keys[:0], z[:0]).joined(held, state.size)))
-    found = gauge_of(state).block(held.rows)
+    found = state.gauge.block(held.rows)
     return replace(state, seen=seen, kept=found.kept, looked_at=seen, factor=found.factor)
-
-
-def gauge_of(state: StreamState) -> Gauge:
-    """What rows are held against until the next look at the sample."""
-    maps: tuple[RowMap, ...] = (Sieve(state.cuts), *state.pulled)
-    known = state.sample.rows
-    for apply in maps:
-        known, _ = apply(known, np.arange(len(known)))
-    factor = state.factor
-    if factor is None:
-        factor = factor_of_rows(known, state.rank, state.center)
-    return Gauge(maps, known, factor.directions(state.k + 10), state.k, state.rank, state.eps, state.center)
 
 
 def absorbed_block(state: StreamState, gauge: Gauge, z: np.ndarray, keys: np.ndarray) -> Passed:
@@ -218,33 +220,31 @@ def looked_over(state: StreamState) -> StreamState:
     """New cuts from the sample as it is now; a factor that the sample contradicts is begun again from the sample."""
     if state.factor is None or state.looked_at == state.seen:
         return state
-    state, before = replace(_with_cuts(state), looked_at=state.seen), state.factor
-    assert before is not None
-    known = gauge_of(state).known
-    if _contradiction(state, before, known) <= filter_tolerance(state.eps, len(known)):
+    state = replace(_with_cuts(state), looked_at=state.seen)
+    known = state.gauge.known
+    if state.contradiction <= filter_tolerance(state.eps, len(known)):
         return state
     factor = factor_of_rows(known, state.rank, state.center)
     return replace(state, factor=factor, kept=len(known), restarts=state.restarts + 1)
 
 
-def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> float:
-    """How many times a variance of the factor is larger, or smaller, than that of the rows of the sample kept."""
+def _contradiction(state: StreamState, factor: Factor) -> float:
     if not factor.n:
         return np.inf
-    many = state.k + 10
-    ours, theirs = directions(factor.rows(many)), factor_of_rows(rows, state.k, state.center)
-    lens = np.linalg.qr(np.vstack([ours, directions(theirs.rows(state.k))]).T)[0]
+    rows, theirs = state.gauge.known, state.gauge.scatter
+    ours, strong = directions(factor.rows(state.k + 10)), theirs.rows(state.k)
+    lens = np.linalg.qr(np.vstack([ours, directions(strong)]).T)[0]
     scores = projected(rows, factor.mean, lens)
-    _, spread = center_and_spread(scores)
+    center, spread = center_and_spread(scores)
     variance = factor.squares(lens) / max(factor.n - 1, 1)
     seen = spread > 1e-9 * scores.std(axis=0)
     if not seen.any():
         return 1.0
     ratio = variance[seen] / spread[seen] ** 2
-    shift = np.abs(np.median(scores[:, seen], axis=0) / spread[seen])
+    shift = np.abs(center[seen] / spread[seen])
     # A center far from that of the sample is a contradiction too.
-    few = float(np.square(theirs.rows(state.k) / np.sqrt(max(theirs.n - 1, 1))).sum())
-    along = factor.squares(directions(theirs.rows(state.k)).T).sum() / max(factor.n - 1, 1)
+    few = float(np.square(strong / np.sqrt(max(theirs.n - 1, 1))).sum())
+    along = factor.squares(directions(strong).T).sum() / max(factor.n - 1, 1)
     return float(max(ratio.max(), 1 + shift.max() ** 2 if state.center else 1.0, few / max(along, 1e-300)))
 
 
@@ -264,11 +264,11 @@ def answered(state: StreamState) -> Found:
     state = looked_over(state)
     factor, k = state.factor, state.k
     assert factor is not None
-    size = np.linalg.norm(factor.rows(k), axis=1)
+    rows = factor.rows(k + 10)
     dof = max(factor.n - 1, 1.0) if state.center else factor.n
     answer = Answer(
-        directions(factor.rows(k)).T,
-        size,
+        directions(rows[:k]).T,
+        np.linalg.norm(rows[:k], axis=1),
         factor.mean,
         None,
         factor.n,
@@ -279,23 +279,23 @@ def answered(state: StreamState) -> Found:
     )
     settings = Settings(Rank(k), state.center)
     subspace = answer.subspace(open_matrix(state.sample.rows), settings)
-    known, at = Sieve(state.cuts)(state.sample.rows, np.arange(len(state.sample.rows)))
+    sieve = Sieve(state.cuts)
+    known, at = sieve(state.sample.rows, np.arange(len(state.sample.rows)))
     cut = looked(subspace, np.delete(state.sample.rows, at, axis=0))
     removed = 1 - state.kept / state.seen if not state.restarts else 1 - len(known) / len(state.sample.rows)
     certificate = _certificate(state, removed)
-    many = replace(subspace, components=factor.directions(k + 10), singular_values=np.ones(min(k + 10, state.width)))
+    axes = directions(rows)
+    many = replace(subspace, components=axes, singular_values=np.ones(len(axes)))
     scores = looked(many, known)[:, :-1]
     certificate, suspected = verified(certificate, many, scores, k, state.eps, removed)
-    return Found(
-        subspace, certificate, removed, sample=looked(subspace, known), measured=True, suspected=suspected, cut=cut
-    )
+    sample = looked(subspace, known)
+    return Found(subspace, certificate, removed, sieve, sample, True, suspected=suspected, cut=cut)
 
 
 def _certificate(state: StreamState, removed: float) -> Certificate:
     assert state.factor is not None
-    known = gauge_of(state).known
+    known, ratio = state.gauge.known, state.contradiction
     most = filter_tolerance(state.eps, len(known))
-    ratio = _contradiction(state, state.factor, known)
     allowed = forgiven(state.eps) + 1.5 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
     text = f"{100 * removed:.2f} % of {state.seen} rows were cut off in one pass"
     if state.restarts:
