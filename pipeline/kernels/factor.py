@@ -8,6 +8,7 @@ and LeVeque (1983), thin ones by a small SVD.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,9 +39,11 @@ class Factor:
 
     def rows(self, k: int) -> np.ndarray:
         """s_i v_i^T (r, d), largest first, of up to k directions."""
-        if not self.narrow or not k:
-            return self.root[:k]
-        values, vectors = eigh_descending(self.root, min(k, len(self.root)))
+        return self._leading[:k] if self.narrow else self.root[:k]
+
+    @cached_property
+    def _leading(self) -> np.ndarray:
+        values, vectors = eigh_descending(self.root)
         return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
 
     def directions(self, k: int, guess: np.ndarray | None = None) -> np.ndarray:

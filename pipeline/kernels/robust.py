@@ -49,8 +49,19 @@ def center_and_spread(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> center.tolist(), spread.round(4).tolist()
     ([3.0], [1.4826])
     """
-    center = np.median(z, axis=0)
-    return center, _CONSISTENT * np.median(np.abs(z - center), axis=0)
+    columns = np.array(z.T, order="C")
+    center = _middles(columns)
+    return center, _CONSISTENT * _middles(np.abs(columns - center[:, None]))
+
+
+def _middles(rows: np.ndarray) -> np.ndarray:
+    """(m,) medians of rows (m, n) without NaN, which are put in another order; some times as fast as `np.median`."""
+    half = rows.shape[1] // 2
+    if not rows.shape[1]:
+        return np.full(len(rows), np.nan)
+    rows.partition(half, axis=1)
+    upper = rows[:, half]
+    return upper.copy() if rows.shape[1] % 2 else (upper + rows[:, :half].max(axis=1)) / 2
 
 
 def squared_distances(z: np.ndarray, center: np.ndarray, whitener: np.ndarray) -> np.ndarray:
