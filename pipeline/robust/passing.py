@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.folds.rowmaps import Cut, Drawn, Pulled, RowMap, Sieve
@@ -27,6 +28,8 @@ from pipeline.solvers import Settings
 from pipeline.solvers.solver import Answer
 
 __all__ = [
+    "LONGER",
+    "WAITING",
     "Passed",
     "Reservoir",
     "StreamState",
@@ -41,6 +44,11 @@ __all__ = [
 ]
 
 _ROWS, _BYTES = 2000, 64 << 20  # of the sample
+LONGER = 4
+"""Times as many rows have passed at a look at the sample as at the one before."""
+WAITING = 256
+"""Rows that are judged together at the least."""
+_NEWS = 1.01  # times as many rows as at the last look, from which on an answer takes another one
 _MORE_RANK = 3  # times the directions that are looked at: the rank of the factor
 
 
@@ -69,6 +77,7 @@ class StreamState:
     """All that a stream remembers; plain arrays and numbers, of no more than about d x (sample + 3 rank) entries.
 
     seen, kept : rows that passed, rows that were not cut off
+    waiting : rows that passed last, too few to be judged by themselves
     sample : Reservoir of all rows; factor : of those kept; cuts, pulled : of the last look at the sample
     """
 
@@ -87,6 +96,12 @@ class StreamState:
     factor: Factor | None = None
     cuts: tuple[Cut, ...] = ()
     pulled: tuple[Pulled, ...] = ()
+    waiting: tuple[np.ndarray, ...] = ()
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many rows have passed as an answer takes."""
+        return self.seen > self.k and (not self.eps or (1 - 2 * self.eps) * self.seen >= self.k + 1)
 
     @cached_property
     def gauge(self) -> Gauge:
@@ -105,7 +120,7 @@ class StreamState:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = [self.sample.keys, self.sample.rows]
+        arrays = [self.sample.keys, self.sample.rows, *self.waiting]
         if self.factor is not None:
             arrays += [self.factor.mean, self.factor.root]
         for cut in (*self.cuts, *(p.ball for p in self.pulled)):
@@ -116,7 +131,7 @@ class StreamState:
         """Write to a new Zarr group at a path."""
         from pipeline.robust.carry import write_state
 
-        write_state(self, store)
+        write_state(settled(self), store)
 
     @staticmethod
     def load(store: Any) -> StreamState:
@@ -144,19 +159,34 @@ def begun(X: Matrix, settings: Settings, options: Options) -> StreamState:
     return StreamState(d, k, options.eps, bool(options.center), settings.seed, size, rank)
 
 
-def absorbed(state: StreamState, z: np.ndarray, start: int | None = None) -> StreamState:
-    """The state after more rows (m, d), in standard units; they are looked at here and not kept beyond the sample."""
+def absorbed(state: StreamState, z: np.ndarray) -> StreamState:
+    """The state after more rows (m, d), in standard units, which it keeps until there are enough to be judged."""
     if z.shape[1] != state.width:
         raise InputError(f"the rows have {z.shape[1]} features, the stream has {state.width}: widths cannot change")
     if not len(z):
         return state
     if not np.isfinite(z).all():
         raise NonfiniteError("NaN or Inf among the entries")
-    at = state.seen if start is None else start
-    keys = keys_of(state, np.arange(at, at + len(z)))
+    state = replace(state, seen=state.seen + len(z), waiting=(*state.waiting, z))
+    return state if sum(map(len, state.waiting)) < WAITING else settled(state)
+
+
+def settled(state: StreamState) -> StreamState:
+    """The state when no row waits any more, with a look at the sample where much has passed since the last one."""
+    if not state.waiting:
+        return state
+    z = np.concatenate(state.waiting) if len(state.waiting) > 1 else state.waiting[0]
+    state = replace(state, seen=state.seen - len(z), waiting=())
+    keys = keys_of(state, np.arange(state.seen, state.seen + len(z)))
+    with threadpool_limits(1):  # many small products, that threads would wait in
+        return _judged(state, z, keys)
+
+
+def _judged(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
     if state.factor is None:
         return _first(state, z, keys)
-    return passed(state, absorbed_block(state, state.gauge, z, keys))
+    state = passed(state, absorbed_block(state, state.gauge, z, keys))
+    return looked_over(state) if state.seen >= LONGER * state.looked_at else state
 
 
 def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
@@ -218,7 +248,8 @@ def _with_cuts(state: StreamState) -> StreamState:
 
 def looked_over(state: StreamState) -> StreamState:
     """New cuts from the sample as it is now; a factor that the sample contradicts is begun again from the sample."""
-    if state.factor is None or state.looked_at == state.seen:
+    state = settled(state)
+    if state.factor is None or state.seen < _NEWS * state.looked_at:
         return state
     state = replace(_with_cuts(state), looked_at=state.seen)
     known = state.gauge.known
@@ -257,13 +288,12 @@ def answered(state: StreamState) -> Found:
 
     Raises ConvergenceError where fewer rows have passed than the components need.
     """
+    state = looked_over(state)
     if state.factor is None:
         if state.seen <= state.k:
             raise ConvergenceError(f"{state.seen} rows have passed, too few for {state.k} components: go on")
         return filtered(state.sample.rows, state.k, state.eps, state.center, state.seed)
-    state = looked_over(state)
     factor, k = state.factor, state.k
-    assert factor is not None
     rows = factor.rows(k + 10)
     dof = max(factor.n - 1, 1.0) if state.center else factor.n
     answer = Answer(
@@ -320,6 +350,7 @@ def combined(a: StreamState, b: StreamState) -> StreamState:
         When the rows that one has kept are outliers for both together: what it has merged cannot be taken apart, and no
         summary that merges withstands that (Price and Xun 2024): let one stream read all the rows.
     """
+    a, b = settled(a), settled(b)
     for name in ("width", "k", "eps", "center", "seed"):
         if getattr(a, name) != getattr(b, name):
             raise InputError(

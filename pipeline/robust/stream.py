@@ -22,6 +22,7 @@ from pipeline.robust.filter import check_enough
 from pipeline.robust.gauge import AT_A_TIME, Gauge
 from pipeline.robust.method import Found, Options, Start, factor_of
 from pipeline.robust.passing import (
+    LONGER,
     StreamState,
     absorbed,
     absorbed_block,
@@ -37,7 +38,6 @@ from pipeline.sources import ROWS
 
 __all__ = ["Stream", "placed"]
 
-_LONGER = 4  # times as many rows have passed after a stage as before it
 _TOGETHER = 2048  # rows
 
 
@@ -102,8 +102,8 @@ class Stream:
     def cost(self, X: Matrix) -> Cost:
         state = begun(X, self.settings, self.options)
         n, d = X.shape
-        held = 8 * d * (state.size + state.rank)
-        return Cost(1, ROWS, held, 3 * 8 * d * max(X.block_height, _together(X)) + 2 * held, 8 * held, 8.0 * n * d * (state.k + 10))
+        held, height = 8 * d * (state.size + state.rank), max(X.block_height, _together(X))
+        return Cost(1, ROWS, held, 3 * 8 * d * height + 2 * held, 8 * held, 8.0 * n * d * (state.k + 10))
 
     def begin(self, X: Matrix, start: Start, maps: tuple[RowMap, ...]) -> Reading:
         if isinstance(self.options.center, str):
@@ -135,9 +135,7 @@ class Stream:
         if state.end >= n:
             return replace(state, state=at, present=present, reason=COMPLETE)
         at = looked_over(at)
-        return replace(
-            state, state=at, present=present, at=state.end, end=_stage_end(X, state.end, _LONGER * state.end)
-        )
+        return replace(state, state=at, present=present, at=state.end, end=_stage_end(X, state.end, LONGER * state.end))
 
     def done(self, state: Reading) -> str | None:
         return state.reason
@@ -162,8 +160,11 @@ def placed(found: Found, X: Matrix, present: np.ndarray) -> Found:
         s, components=components, mean=np.where(present, mean, np.nan), weights=X.weights, features=X.features
     )
     back = np.divide(1.0, factor, out=np.zeros_like(factor), where=factor != 0)
-    cuts = (replace(cut, mean=cut.mean * back, lens=cut.lens * factor[:, None]) for cut in found.sieve.cuts)
-    return replace(found, subspace=subspace, sieve=Sieve(tuple(cuts)))
+    sieve, suspected = (
+        Sieve(tuple(replace(cut, mean=cut.mean * back, lens=cut.lens * factor[:, None]) for cut in part.cuts))
+        for part in (found.sieve, found.suspected)
+    )
+    return replace(found, subspace=subspace, sieve=sieve, suspected=suspected)
 
 
 def _together(X: Matrix) -> int:
