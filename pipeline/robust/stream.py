@@ -119,7 +119,7 @@ class Stream:
     def fold(self, X: Matrix, state: Reading) -> Stage:
         present = np.ones(X.shape[1], bool) if state.present is None else state.present
         gauge = None if state.state.factor is None else state.state.gauge
-        cuts = _joined(X, state.at, state.end)
+        cuts = _joined(X, state.at, state.end, 1 if gauge is None else _together(X))
         return Stage(state.state, state.maps, factor_of(X, present), cuts, X.work_dtype, gauge)
 
     @threadpool_limits.wrap(limits=1)  # a look at the sample is many small products, that threads would wait in
@@ -172,9 +172,9 @@ def _together(X: Matrix) -> int:
     return min(_TOGETHER, AT_A_TIME // (X.shape[1] * X.work_dtype.itemsize))
 
 
-def _joined(X: Matrix, start: int, stop: int) -> np.ndarray:
+def _joined(X: Matrix, start: int, stop: int, least: int) -> np.ndarray:
     """The cuts of the matrix from start to stop, but for those between blocks of too few rows."""
-    edges, least = [start], _together(X)
+    edges = [start]
     for cut in X.cuts[(X.cuts > start) & (X.cuts < stop)].tolist():
         if cut - edges[-1] >= least:
             edges.append(cut)
