@@ -155,9 +155,9 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
     matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
     # Of an operator no entries are known, and of a stream not how many there will be.
     looking = run.content is None and not isinstance(X.source, Operator | Stream)
-    span = getattr(fold, "span", None)  # of a fold that walks a stretch of the rows only
-    if span is not None:
-        matrix = matrix.stretch(matrix.cuts[(matrix.cuts >= span[0]) & (matrix.cuts <= span[1])])
+    cuts = getattr(fold, "cuts", None)  # of a fold that walks a stretch of the rows only
+    if cuts is not None:
+        matrix = matrix.stretch(cuts)
         looking, told = False, {**told, "keep": None}
     seeing = witnessed(fold, *X.shape, X.block_dtype, looking=looking)
     if isinstance(X.source, Stream):

@@ -501,6 +501,31 @@ def test_a_stream_is_saved_moved_continued_and_combined(tmp_path) -> None:
         one.set_params(eps=0.2).partial_fit(X[:5])
 
 
+def test_a_stream_of_single_rows_is_one_of_blocks() -> None:
+    data = Planted(2600, 20, 2, 0.1, "hidden")
+    one, many = (pl.RobustPCA(2, method="stream") for _ in range(2))
+    for row in data.X:
+        one.partial_fit(row[None])
+    assert one.state_.seen == many.partial_fit(data.X).state_.seen == 2600  # rows that wait count
+    for model in (one, many):
+        assert model.certificate_.holds
+        assert sine(model.components_, data.truth) < 0.1
+    one.partial_fit(data.X[:1])
+    assert one.state_.seen == 2601
+    assert one.transform(data.X[:3]).shape == (3, 2)  # an answer that a row has outdated is made anew
+
+
+def test_a_stream_flags_what_it_cut_off() -> None:
+    data = Planted(12000, 40, 3, 0.1, "hidden")
+    weak = np.where(data.lies[:, None], 0, data.X)  # eight standard deviations, where nothing else gives them away
+    rng = np.random.default_rng(7)
+    liars = rng.normal(size=data.X.shape) + 8 * rng.choice([-1, 1], len(weak))[:, None] * data.directions[3]
+    X = np.where(data.lies[:, None], liars, weak)
+    flags = pl.RobustPCA(3, method="stream").fit(X).flag(X)
+    assert flags[data.lies].mean() > 0.95
+    assert flags[~data.lies].mean() < 0.08
+
+
 def test_streams_that_contradict_each_other_are_not_combined() -> None:
     rng = np.random.default_rng(5)
     many = rng.normal(size=(30000, 10)) * ([6, 4] + [1] * 8)

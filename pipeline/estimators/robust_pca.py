@@ -14,11 +14,12 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from pipeline.driver import check_entries
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.components import check_checkpoint, seed_of
-from pipeline.estimators.containers import open_for_fit
+from pipeline.estimators.containers import matrix_like, open_for_fit
 from pipeline.estimators.pca import PCA
 from pipeline.folds.rowmaps import Filled
 from pipeline.kernels.rank import Rank
@@ -29,7 +30,7 @@ from pipeline.provenance import provenance
 from pipeline.robust import METHODS, SEARCHES, Options, Robust
 from pipeline.robust.cuts import read_cuts
 from pipeline.robust.method import INNER, Certificate, looked
-from pipeline.robust.passing import StreamState, absorbed, answered, begun, looked_over
+from pipeline.robust.passing import WAITING, StreamState, absorbed, answered, begun, looked_over
 from pipeline.robust.pcp import split_rows
 from pipeline.robust.solver import check_eps, distances_of, scores_of
 from pipeline.robust.stream import Stream, placed
@@ -38,6 +39,12 @@ from pipeline.solvers import Settings
 from pipeline.subspace import Subspace
 
 __all__ = ["RobustPCA"]
+
+_ANSWER = {
+    *("subspace_", "components_", "singular_values_", "explained_variance_", "explained_variance_ratio_", "mean_"),
+    *("n_components_", "n_samples_", "noise_variance_", "cutoffs_", "outlier_fraction_", "certificate_"),
+}
+"""Attributes that more rows of a stream change."""
 
 
 def _streaming(estimator: RobustPCA) -> bool:
@@ -134,6 +141,8 @@ class RobustPCA(PCA):
         self.whiten = whiten
 
     fillings = Robust.fillings
+    _last: Subspace | None = None
+    """The last answer, that batches of a stream are opened like."""
     tol = None  # a plain solver's word: robust methods stop by their own certificates
 
     def settings(self) -> Settings:
@@ -193,8 +202,8 @@ class RobustPCA(PCA):
     def _found(self, matrix: Matrix, with_scores: bool, start: Subspace | None = None) -> Any:
         if start is not None:
             raise InputError("a robust method finds its own beginning: leave out start")
-        if hasattr(self, "state_"):
-            del self.state_
+        for name in ("state_", "_last", "_behind"):
+            self.__dict__.pop(name, None)
         if matrix.work_dtype.kind == "c":
             raise InputError(f"{matrix.name} is complex: robust methods are for real numbers")
         return super()._found(matrix, with_scores, start)
@@ -202,6 +211,8 @@ class RobustPCA(PCA):
     @available_if(_streaming)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Let more rows pass; only for method='stream'. Batches may be of any height.
+
+        Rows of small batches are judged together; fitted attributes that they outdate are made anew when asked for.
 
         Parameters
         ----------
@@ -238,13 +249,26 @@ class RobustPCA(PCA):
         except NonfiniteError:
             check_entries(batch, np.ones(batch.shape[1], bool), fillings=())
             raise
+        small = batch.shape[0] < WAITING and self._last is not None
         self.state_ = state
-        if state.seen > state.k:
+        if state.enough and not small:
             self._answer(batch)
+        elif state.enough:
+            self._behind = batch
+            for name in _ANSWER:
+                self.__dict__.pop(name, None)
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        """Of a stream, an attribute that more rows have outdated, made anew; else what Python says."""
+        if name in _ANSWER and "_behind" in self.__dict__:
+            self._answer(self._behind)
+            return self.__dict__[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def _batch(self, X: Any) -> Matrix:
-        matrix = self.matrix(X) if hasattr(self, "subspace_") else open_for_fit(clone(self), X)
+        last = self._last
+        matrix = open_for_fit(clone(self), X) if last is None else matrix_like(self, X, last)
         if matrix.shape[1] != self.state_.width:
             raise InputError(
                 f"X has {matrix.shape[1]} features, but {type(self).__name__} is expecting {self.state_.width} "
@@ -254,12 +278,14 @@ class RobustPCA(PCA):
 
     def _answer(self, X: Matrix) -> None:
         """What the state says now, as the fitted attributes."""
-        self.state_ = looked_over(self.state_)
+        with threadpool_limits(1):
+            self.state_ = looked_over(self.state_)
+            found = placed(answered(self.state_), X, np.ones(X.shape[1], bool))
         solver = self._solver()
-        found = placed(answered(self.state_), X, np.ones(X.shape[1], bool))
         subspace = solver.concluded(X, found)
         subspace = replace(subspace, passes=1, provenance={**subspace.provenance, "solver": "stream"})
         self._keep(provenance(subspace, type(self).__name__, self.get_params(), X))
+        self.__dict__.pop("_behind", None)
 
     @classmethod
     def from_state(cls, state: StreamState) -> Self:
@@ -274,12 +300,13 @@ class RobustPCA(PCA):
         estimator = cls(state.k, method="stream", eps=state.eps, center=state.center, random_state=state.seed)
         estimator.state_ = state
         estimator.n_features_in_ = state.width
-        if state.seen > state.k:
+        if state.enough:
             estimator._answer(open_matrix(state.sample.rows))
         return estimator
 
     def _keep(self, subspace: Subspace) -> None:
         super()._keep(subspace)
+        self._last = subspace
         story = subspace.provenance.get("robust")
         if story is None:
             raise InputError("this model is not of a robust method: open it with PCA or TruncatedSVD")

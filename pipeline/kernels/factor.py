@@ -8,16 +8,18 @@ and LeVeque (1983), thin ones by a small SVD.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 
-__all__ = ["Factor", "directions", "factor_of_rows", "leading_rows"]
+__all__ = ["EXACT", "Factor", "directions", "factor_of_rows", "leading_rows"]
 
 _STEPS = 2  # of subspace iteration on a scatter
 
-_EXACT = 256  # features whose scatter is kept whole; the shorter side up to which nothing is sketched
+EXACT = 256
+"""Features whose scatter is kept whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +35,15 @@ class Factor:
     @property
     def narrow(self) -> bool:
         """Whether `root` is the scatter itself."""
-        return self.mean.size <= _EXACT
+        return self.mean.size <= EXACT
 
     def rows(self, k: int) -> np.ndarray:
         """s_i v_i^T (r, d), largest first, of up to k directions."""
-        if not self.narrow or not k:
-            return self.root[:k]
-        values, vectors = eigh_descending(self.root, min(k, len(self.root)))
+        return self._leading[:k] if self.narrow else self.root[:k]
+
+    @cached_property
+    def _leading(self) -> np.ndarray:
+        values, vectors = eigh_descending(self.root)
         return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
 
     def directions(self, k: int, guess: np.ndarray | None = None) -> np.ndarray:
@@ -77,7 +81,7 @@ def factor_of_rows(z: np.ndarray, rank: int, center: bool = True, guess: np.ndar
     """The factor of rows (m, d), in float64; `guess` (r, d) holds directions that are likely to lead."""
     mean = z.mean(axis=0, dtype=np.float64) if center and len(z) else np.zeros(z.shape[1])
     z = z - mean.astype(z.dtype)
-    if z.shape[1] <= _EXACT:
+    if z.shape[1] <= EXACT:
         scatter = (z.T @ z).astype(np.float64)
         return Factor(float(len(z)), mean, scatter, float(np.trace(scatter)))
     energy = float(np.einsum("ij,ij->", z, z, dtype=np.float64))

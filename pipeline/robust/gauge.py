@@ -8,12 +8,13 @@ from functools import cached_property, reduce
 import numpy as np
 
 from pipeline.folds.rowmaps import RowMap, slabs
-from pipeline.kernels.factor import Factor, factor_of_rows
+from pipeline.kernels.factor import EXACT, Factor, factor_of_rows
 from pipeline.kernels.robust import examine
 
-__all__ = ["Block", "Gauge", "projected"]
+__all__ = ["AT_A_TIME", "Block", "Gauge", "projected"]
 
-_AT_A_TIME = 8 << 20  # bytes of rows that are judged together
+AT_A_TIME = 8 << 20
+"""Bytes of rows that are judged together."""
 _MORE, _ALIKE = 10, 4.0  # directions beside those asked for; standard errors by which two variances may differ
 
 
@@ -33,19 +34,19 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Gauge:
-    """Fixed while blocks pass: maps of rows, `known` rows (r, d) that came through, directions (p, d) of the past."""
+    """Fixed while blocks pass: maps of rows, `known` rows (r, d) that came through, the factor of what has passed."""
 
     maps: tuple[RowMap, ...]
     known: np.ndarray
-    past: np.ndarray
     k: int
     rank: int
     eps: float
     center: bool
+    factor: Factor | None = None
 
     def block(self, z: np.ndarray) -> Block:
         """What rows (m, d) add, once those are left out that the sample contradicts."""
-        parts = [self._slab(slab) for slab in slabs(z, _AT_A_TIME, 8 * self.rank)]
+        parts = [self._slab(slab) for slab in slabs(z, AT_A_TIME, 8 * self.rank)]
         return reduce(lambda a, b: a.joined(b, self.rank, self.center), parts)
 
     def _slab(self, z: np.ndarray) -> Block:
@@ -91,13 +92,21 @@ class Gauge:
 
     def _variances(self, lens: np.ndarray) -> np.ndarray:
         """(p,) of the sample along the columns of `lens` (d, p)."""
-        if self._scatter.narrow:  # a small matrix knows them
-            return self._scatter.squares(lens) / max(self._scatter.n, 1)
+        if self.known.shape[1] <= EXACT:  # a small matrix knows them
+            return self.scatter.squares(lens) / max(self.scatter.n, 1)
         return np.square(projected(self.known, self._middle, lens)).mean(axis=0)
 
     @cached_property
-    def _scatter(self) -> Factor:
-        return factor_of_rows(self.known.astype(np.float64), self.rank, self.center)
+    def scatter(self) -> Factor:
+        """The factor of the known rows, of as many directions as are asked for where it is thin."""
+        rows = self.known.astype(np.float64) if self.known.shape[1] <= EXACT else self.known
+        return factor_of_rows(rows, self.k, self.center)
+
+    @cached_property
+    def past(self) -> np.ndarray:
+        """(p, d) leading directions of what has passed; of the known rows where nothing has."""
+        factor = factor_of_rows(self.known, self.rank, self.center) if self.factor is None else self.factor
+        return factor.directions(self.k + _MORE)
 
     @cached_property
     def _middle(self) -> np.ndarray:

@@ -9,9 +9,11 @@ fresh batches.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.folds.rowmaps import Cut, Drawn, Pulled, RowMap, Sieve
@@ -26,6 +28,8 @@ from pipeline.solvers import Settings
 from pipeline.solvers.solver import Answer
 
 __all__ = [
+    "LONGER",
+    "WAITING",
     "Passed",
     "Reservoir",
     "StreamState",
@@ -34,13 +38,17 @@ __all__ = [
     "answered",
     "begun",
     "combined",
-    "gauge_of",
     "keys_of",
     "looked_over",
     "passed",
 ]
 
 _ROWS, _BYTES = 2000, 64 << 20  # of the sample
+LONGER = 4
+"""Times as many rows have passed at a look at the sample as at the one before."""
+WAITING = 256
+"""Rows that are judged together at the least."""
+_NEWS = 1.01  # times as many rows as at the last look, from which on an answer takes another one
 _MORE_RANK = 3  # times the directions that are looked at: the rank of the factor
 
 
@@ -69,6 +77,7 @@ class StreamState:
     """All that a stream remembers; plain arrays and numbers, of no more than about d x (sample + 3 rank) entries.
 
     seen, kept : rows that passed, rows that were not cut off
+    waiting : rows that passed last, too few to be judged by themselves
     sample : Reservoir of all rows; factor : of those kept; cuts, pulled : of the last look at the sample
     """
 
@@ -87,11 +96,31 @@ class StreamState:
     factor: Factor | None = None
     cuts: tuple[Cut, ...] = ()
     pulled: tuple[Pulled, ...] = ()
+    waiting: tuple[np.ndarray, ...] = ()
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many rows have passed as an answer takes."""
+        return self.seen > self.k and (not self.eps or (1 - 2 * self.eps) * self.seen >= self.k + 1)
+
+    @cached_property
+    def gauge(self) -> Gauge:
+        """What rows are held against until the next look at the sample."""
+        maps: tuple[RowMap, ...] = (Sieve(self.cuts), *self.pulled)
+        known = self.sample.rows
+        for apply in maps:
+            known, _ = apply(known, np.arange(len(known)))
+        return Gauge(maps, known, self.k, self.rank, self.eps, self.center, self.factor)
+
+    @cached_property
+    def contradiction(self) -> float:
+        """How many times a variance of the factor is larger, or smaller, than that of the rows of the sample kept."""
+        return 1.0 if self.factor is None else _contradiction(self, self.factor)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = [self.sample.keys, self.sample.rows]
+        arrays = [self.sample.keys, self.sample.rows, *self.waiting]
         if self.factor is not None:
             arrays += [self.factor.mean, self.factor.root]
         for cut in (*self.cuts, *(p.ball for p in self.pulled)):
@@ -102,7 +131,7 @@ class StreamState:
         """Write to a new Zarr group at a path."""
         from pipeline.robust.carry import write_state
 
-        write_state(self, store)
+        write_state(settled(self), store)
 
     @staticmethod
     def load(store: Any) -> StreamState:
@@ -130,19 +159,34 @@ def begun(X: Matrix, settings: Settings, options: Options) -> StreamState:
     return StreamState(d, k, options.eps, bool(options.center), settings.seed, size, rank)
 
 
-def absorbed(state: StreamState, z: np.ndarray, start: int | None = None) -> StreamState:
-    """The state after more rows (m, d), in standard units; they are looked at here and not kept beyond the sample."""
+def absorbed(state: StreamState, z: np.ndarray) -> StreamState:
+    """The state after more rows (m, d), in standard units, which it keeps until there are enough to be judged."""
     if z.shape[1] != state.width:
         raise InputError(f"the rows have {z.shape[1]} features, the stream has {state.width}: widths cannot change")
     if not len(z):
         return state
     if not np.isfinite(z).all():
         raise NonfiniteError("NaN or Inf among the entries")
-    at = state.seen if start is None else start
-    keys = keys_of(state, np.arange(at, at + len(z)))
+    state = replace(state, seen=state.seen + len(z), waiting=(*state.waiting, z))
+    return state if sum(map(len, state.waiting)) < WAITING else settled(state)
+
+
+def settled(state: StreamState) -> StreamState:
+    """The state when no row waits any more, with a look at the sample where much has passed since the last one."""
+    if not state.waiting:
+        return state
+    z = np.concatenate(state.waiting) if len(state.waiting) > 1 else state.waiting[0]
+    state = replace(state, seen=state.seen - len(z), waiting=())
+    keys = keys_of(state, np.arange(state.seen, state.seen + len(z)))
+    with threadpool_limits(1):  # many small products, that threads would wait in
+        return _judged(state, z, keys)
+
+
+def _judged(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
     if state.factor is None:
         return _first(state, z, keys)
-    return passed(state, absorbed_block(state, gauge_of(state), z, keys))
+    state = passed(state, absorbed_block(state, state.gauge, z, keys))
+    return looked_over(state) if state.seen >= LONGER * state.looked_at else state
 
 
 def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
@@ -152,20 +196,8 @@ def _first(state: StreamState, z: np.ndarray, keys: np.ndarray) -> StreamState:
     if seen <= state.size:
         return replace(state, seen=seen, sample=held)
     state = _with_cuts(replace(state, sample=Reservoir(keys[:0], z[:0]).joined(held, state.size)))
-    found = gauge_of(state).block(held.rows)
+    found = state.gauge.block(held.rows)
     return replace(state, seen=seen, kept=found.kept, looked_at=seen, factor=found.factor)
-
-
-def gauge_of(state: StreamState) -> Gauge:
-    """What rows are held against until the next look at the sample."""
-    maps: tuple[RowMap, ...] = (Sieve(state.cuts), *state.pulled)
-    known = state.sample.rows
-    for apply in maps:
-        known, _ = apply(known, np.arange(len(known)))
-    factor = state.factor
-    if factor is None:
-        factor = factor_of_rows(known, state.rank, state.center)
-    return Gauge(maps, known, factor.directions(state.k + 10), state.k, state.rank, state.eps, state.center)
 
 
 def absorbed_block(state: StreamState, gauge: Gauge, z: np.ndarray, keys: np.ndarray) -> Passed:
@@ -216,35 +248,34 @@ def _with_cuts(state: StreamState) -> StreamState:
 
 def looked_over(state: StreamState) -> StreamState:
     """New cuts from the sample as it is now; a factor that the sample contradicts is begun again from the sample."""
-    if state.factor is None or state.looked_at == state.seen:
+    state = settled(state)
+    if state.factor is None or state.seen < _NEWS * state.looked_at:
         return state
-    state, before = replace(_with_cuts(state), looked_at=state.seen), state.factor
-    assert before is not None
-    known = gauge_of(state).known
-    if _contradiction(state, before, known) <= filter_tolerance(state.eps, len(known)):
+    state = replace(_with_cuts(state), looked_at=state.seen)
+    known = state.gauge.known
+    if state.contradiction <= filter_tolerance(state.eps, len(known)):
         return state
     factor = factor_of_rows(known, state.rank, state.center)
     return replace(state, factor=factor, kept=len(known), restarts=state.restarts + 1)
 
 
-def _contradiction(state: StreamState, factor: Factor, rows: np.ndarray) -> float:
-    """How many times a variance of the factor is larger, or smaller, than that of the rows of the sample kept."""
+def _contradiction(state: StreamState, factor: Factor) -> float:
     if not factor.n:
         return np.inf
-    many = state.k + 10
-    ours, theirs = directions(factor.rows(many)), factor_of_rows(rows, state.k, state.center)
-    lens = np.linalg.qr(np.vstack([ours, directions(theirs.rows(state.k))]).T)[0]
+    rows, theirs = state.gauge.known, state.gauge.scatter
+    ours, strong = directions(factor.rows(state.k + 10)), theirs.rows(state.k)
+    lens = np.linalg.qr(np.vstack([ours, directions(strong)]).T)[0]
     scores = projected(rows, factor.mean, lens)
-    _, spread = center_and_spread(scores)
+    center, spread = center_and_spread(scores)
     variance = factor.squares(lens) / max(factor.n - 1, 1)
     seen = spread > 1e-9 * scores.std(axis=0)
     if not seen.any():
         return 1.0
     ratio = variance[seen] / spread[seen] ** 2
-    shift = np.abs(np.median(scores[:, seen], axis=0) / spread[seen])
+    shift = np.abs(center[seen] / spread[seen])
     # A center far from that of the sample is a contradiction too.
-    few = float(np.square(theirs.rows(state.k) / np.sqrt(max(theirs.n - 1, 1))).sum())
-    along = factor.squares(directions(theirs.rows(state.k)).T).sum() / max(factor.n - 1, 1)
+    few = float(np.square(strong / np.sqrt(max(theirs.n - 1, 1))).sum())
+    along = factor.squares(directions(strong).T).sum() / max(factor.n - 1, 1)
     return float(max(ratio.max(), 1 + shift.max() ** 2 if state.center else 1.0, few / max(along, 1e-300)))
 
 
@@ -257,18 +288,17 @@ def answered(state: StreamState) -> Found:
 
     Raises ConvergenceError where fewer rows have passed than the components need.
     """
+    state = looked_over(state)
     if state.factor is None:
         if state.seen <= state.k:
             raise ConvergenceError(f"{state.seen} rows have passed, too few for {state.k} components: go on")
         return filtered(state.sample.rows, state.k, state.eps, state.center, state.seed)
-    state = looked_over(state)
     factor, k = state.factor, state.k
-    assert factor is not None
-    size = np.linalg.norm(factor.rows(k), axis=1)
+    rows = factor.rows(k + 10)
     dof = max(factor.n - 1, 1.0) if state.center else factor.n
     answer = Answer(
-        directions(factor.rows(k)).T,
-        size,
+        directions(rows[:k]).T,
+        np.linalg.norm(rows[:k], axis=1),
         factor.mean,
         None,
         factor.n,
@@ -279,23 +309,23 @@ def answered(state: StreamState) -> Found:
     )
     settings = Settings(Rank(k), state.center)
     subspace = answer.subspace(open_matrix(state.sample.rows), settings)
-    known, at = Sieve(state.cuts)(state.sample.rows, np.arange(len(state.sample.rows)))
+    sieve = Sieve(state.cuts)
+    known, at = sieve(state.sample.rows, np.arange(len(state.sample.rows)))
     cut = looked(subspace, np.delete(state.sample.rows, at, axis=0))
     removed = 1 - state.kept / state.seen if not state.restarts else 1 - len(known) / len(state.sample.rows)
     certificate = _certificate(state, removed)
-    many = replace(subspace, components=factor.directions(k + 10), singular_values=np.ones(min(k + 10, state.width)))
+    axes = directions(rows)
+    many = replace(subspace, components=axes, singular_values=np.ones(len(axes)))
     scores = looked(many, known)[:, :-1]
     certificate, suspected = verified(certificate, many, scores, k, state.eps, removed)
-    return Found(
-        subspace, certificate, removed, sample=looked(subspace, known), measured=True, suspected=suspected, cut=cut
-    )
+    sample = looked(subspace, known)
+    return Found(subspace, certificate, removed, sieve, sample, True, suspected=suspected, cut=cut)
 
 
 def _certificate(state: StreamState, removed: float) -> Certificate:
     assert state.factor is not None
-    known = gauge_of(state).known
+    known, ratio = state.gauge.known, state.contradiction
     most = filter_tolerance(state.eps, len(known))
-    ratio = _contradiction(state, state.factor, known)
     allowed = forgiven(state.eps) + 1.5 * np.sqrt(max(state.eps * (1 - state.eps), 0.0) / len(state.sample.rows))
     text = f"{100 * removed:.2f} % of {state.seen} rows were cut off in one pass"
     if state.restarts:
@@ -320,6 +350,7 @@ def combined(a: StreamState, b: StreamState) -> StreamState:
         When the rows that one has kept are outliers for both together: what it has merged cannot be taken apart, and no
         summary that merges withstands that (Price and Xun 2024): let one stream read all the rows.
     """
+    a, b = settled(a), settled(b)
     for name in ("width", "k", "eps", "center", "seed"):
         if getattr(a, name) != getattr(b, name):
             raise InputError(

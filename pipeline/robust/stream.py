@@ -13,20 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
 from pipeline.folds.rowmaps import RowMap, Sieve, collected, standardised
 from pipeline.matrix import Matrix
 from pipeline.robust.filter import check_enough
-from pipeline.robust.gauge import Gauge
+from pipeline.robust.gauge import AT_A_TIME, Gauge
 from pipeline.robust.method import Found, Options, Start, factor_of
 from pipeline.robust.passing import (
+    LONGER,
     StreamState,
     absorbed,
     absorbed_block,
     answered,
     begun,
-    gauge_of,
     keys_of,
     looked_over,
     passed,
@@ -37,17 +38,17 @@ from pipeline.sources import ROWS
 
 __all__ = ["Stream", "placed"]
 
-_LONGER = 4  # times as many rows have passed after a stage as before it
+_TOGETHER = 2048  # rows
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Fold of a stretch of the rows (`span`): into the state's sample and factor, or just held where it has none."""
+    """Fold of the rows between some cuts: into the state's sample and factor, or just held where it has none."""
 
     state: StreamState
     maps: tuple[RowMap, ...]
     factor: np.ndarray
-    span: tuple[int, int]
+    cuts: np.ndarray
     dtype: np.dtype[Any]
     gauge: Gauge | None = None
     side: int = ROWS
@@ -101,8 +102,8 @@ class Stream:
     def cost(self, X: Matrix) -> Cost:
         state = begun(X, self.settings, self.options)
         n, d = X.shape
-        held = 8 * d * (state.size + state.rank)
-        return Cost(1, ROWS, held, 3 * 8 * d * X.block_height + 2 * held, 8 * held, 8.0 * n * d * (state.k + 10))
+        held, height = 8 * d * (state.size + state.rank), max(X.block_height, _together(X))
+        return Cost(1, ROWS, held, 3 * 8 * d * height + 2 * held, 8 * held, 8.0 * n * d * (state.k + 10))
 
     def begin(self, X: Matrix, start: Start, maps: tuple[RowMap, ...]) -> Reading:
         if isinstance(self.options.center, str):
@@ -117,9 +118,11 @@ class Stream:
 
     def fold(self, X: Matrix, state: Reading) -> Stage:
         present = np.ones(X.shape[1], bool) if state.present is None else state.present
-        gauge = None if state.state.factor is None else gauge_of(state.state)
-        return Stage(state.state, state.maps, factor_of(X, present), (state.at, state.end), X.work_dtype, gauge)
+        gauge = None if state.state.factor is None else state.state.gauge
+        cuts = _joined(X, state.at, state.end, 1 if gauge is None else _together(X))
+        return Stage(state.state, state.maps, factor_of(X, present), cuts, X.work_dtype, gauge)
 
+    @threadpool_limits.wrap(limits=1)  # a look at the sample is many small products, that threads would wait in
     def step(self, X: Matrix, state: Reading, summary: Any) -> Reading:
         at, present = state.state, state.present
         if at.factor is None:
@@ -132,13 +135,12 @@ class Stream:
         if state.end >= n:
             return replace(state, state=at, present=present, reason=COMPLETE)
         at = looked_over(at)
-        return replace(
-            state, state=at, present=present, at=state.end, end=_stage_end(X, state.end, _LONGER * state.end)
-        )
+        return replace(state, state=at, present=present, at=state.end, end=_stage_end(X, state.end, LONGER * state.end))
 
     def done(self, state: Reading) -> str | None:
         return state.reason
 
+    @threadpool_limits.wrap(limits=1)
     def result(self, X: Matrix, state: Reading) -> Found:
         assert state.present is not None
         last = looked_over(state.state)
@@ -158,8 +160,25 @@ def placed(found: Found, X: Matrix, present: np.ndarray) -> Found:
         s, components=components, mean=np.where(present, mean, np.nan), weights=X.weights, features=X.features
     )
     back = np.divide(1.0, factor, out=np.zeros_like(factor), where=factor != 0)
-    cuts = (replace(cut, mean=cut.mean * back, lens=cut.lens * factor[:, None]) for cut in found.sieve.cuts)
-    return replace(found, subspace=subspace, sieve=Sieve(tuple(cuts)))
+    sieve, suspected = (
+        Sieve(tuple(replace(cut, mean=cut.mean * back, lens=cut.lens * factor[:, None]) for cut in part.cuts))
+        for part in (found.sieve, found.suspected)
+    )
+    return replace(found, subspace=subspace, sieve=sieve, suspected=suspected)
+
+
+def _together(X: Matrix) -> int:
+    """Rows that are judged together at the least: of few, too little is seen, and each look costs the same."""
+    return min(_TOGETHER, AT_A_TIME // (X.shape[1] * X.work_dtype.itemsize))
+
+
+def _joined(X: Matrix, start: int, stop: int, least: int) -> np.ndarray:
+    """The cuts of the matrix from start to stop, but for those between blocks of too few rows."""
+    edges = [start]
+    for cut in X.cuts[(X.cuts > start) & (X.cuts < stop)].tolist():
+        if cut - edges[-1] >= least:
+            edges.append(cut)
+    return np.array([*edges, stop])
 
 
 def _stage_end(X: Matrix, start: int, least: int) -> int:
