@@ -31,6 +31,7 @@ _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do n
 _WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
 _OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
+_AGAIN = 16  # times that a chunk may be decoded in a pass: a fit that takes more would not end
 _EXACT = 3.0  # an exact solver may take so much longer than a randomized one
 
 
@@ -285,12 +286,15 @@ def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
 
 
 def _cuttings(X: Matrix) -> Iterator[Matrix]:
-    """The matrix in ever lower blocks."""
+    """The matrix in ever lower blocks, as long as not too many of them decode the same chunk."""
     yield X
     across = max(1, X.shape[1 - X.side]) * X.work_dtype.itemsize
     target = X.block_height * across // 2
     while target >= across:
-        yield X.cut_to(target)
+        lower = X.cut_to(target)
+        if lower.bytes_a_pass > _AGAIN * X.bytes_a_pass:
+            return
+        yield lower
         target //= 2
 
 

@@ -278,8 +278,8 @@ class Iteration:
         rounding = applied.rounding + gram_rounding(
             state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
-        outside = -np.inf if theta.size >= whole.shape[0] else 0.0
-        if theta.size < most or (state.passes == 1 and theta.size < whole.shape[0]):
+        outside = -np.inf
+        if theta.size < whole.shape[0]:  # also of as many columns as C has rank: the first of them are random
             state = self._probed(state, grown.known, applied.product[:, l:])
             unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
             outside = min(unseen, state.probes.bound())
