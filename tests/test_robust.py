@@ -7,6 +7,7 @@ import os
 import pickle
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import dask.array as da
@@ -22,10 +23,11 @@ import pipeline as pl
 from benchmarks.entries import VALUES, published, simulated
 from benchmarks.robust import ADVERSARIES, Planted, captured, sine
 from pipeline.errors import ConvergenceError, InputError, StoreError
+from pipeline.kernels.factor import factor_of_rows
 from pipeline.kernels.robust import examine, geometric_median, hills, robust_scatter
 from pipeline.matrix import Matrix
 from pipeline.robust import METHODS
-from pipeline.robust.passing import StreamState
+from pipeline.robust.passing import StreamState, absorbed, answered
 
 ROWS = ("filter", "stream")
 RNG = np.random.default_rng(7)
@@ -66,6 +68,16 @@ def test_liars_that_pass_for_the_bulk_are_told(method: str) -> None:
     data = Planted(2000, 50, 3, 0.4, "adaptive")
     found = pl.RobustPCA(3, method=method, eps=0.4).fit(data.X)
     assert captured(found.components_, data) >= 0.99 or not found.certificate_.holds
+
+
+@pytest.mark.parametrize(("features", "vouches"), [(20, True), (200, False)])
+def test_a_sample_of_fewer_rows_than_features_does_not_vouch_for_itself(features: int, vouches: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, features)) * np.r_[9.0, 7.0, np.ones(features - 2)]
+    state = StreamState(features, 2, 0.1, True, 0, size=100, rank=20)
+    passed = absorbed(state, rows)
+    bent = replace(passed, factor=factor_of_rows(rows[:, ::-1], 20), looked_at=0)  # begun again at the next look
+    assert answered(bent).certificate.holds == vouches
 
 
 @pytest.mark.parametrize("method", ROWS)

@@ -335,6 +335,10 @@ def _certificate(state: StreamState, removed: float) -> Certificate:
         return Certificate(False, f"{text}, and still the tails are too long: rows far out were drawn in")
     if removed > allowed:
         return Certificate(False, f"{text}: more than eps={state.eps:g} promises")
+    if state.kept <= len(known) < state.width:
+        return Certificate(
+            False, f"{text}; that sample is all there is, and too small to vouch for {state.width} features"
+        )
     text += f"; what is kept and a sample of {len(known)} differ by up to {ratio:.3g} times in a variance"
     return Certificate(ratio <= most, f"{text}, {'within' if ratio <= most else 'beyond'} the {most:.3g} allowed")
 
