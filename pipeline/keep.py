@@ -53,6 +53,16 @@ class Keep:
         share = min(self.nbytes // max(block_bytes, 1), total)
         return [b * share // total - a * share // total for a, b in runs]
 
+    def as_before(self, side: int, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The runs that are kept already, where they are of that side and as many blocks; else those that are given.
+
+        How many runs there would be goes by the threads of the moment, and workers come and go.
+        """
+        if self.made_for is None:
+            return runs
+        _, (was, before, _) = self.made_for
+        return list(before) if was == side and before[-1][1] == runs[-1][1] else runs
+
     def take(self, wanted: Any, read: Callable[[], dict[int, Delayed]]) -> tuple[dict[int, Delayed], bool]:
         """The kept runs, and whether they are read only now.
 

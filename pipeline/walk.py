@@ -122,6 +122,7 @@ def walk(
     runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else _RUNS))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
+        runs = keep.as_before(matrix.side, runs)
         lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
     walked = _Walk(matrix, fold, runs, lengths, uuid.uuid4().hex)
     heard = _listener(matrix, pass_number, passes)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
+from itertools import cycle
 
 import dask
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
-from pipeline import PCA, open_matrix, plan
+from pipeline import PCA, open_matrix, plan, walk
 from pipeline.sources.grid import Grid
 
 
@@ -120,6 +122,15 @@ def test_blocks_that_are_kept_are_read_once(solver: str, shape: tuple[int, int],
     assert set(store.reads.values()) == {1}
     assert model.plan_.bytes_read == X.nbytes
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_kept_blocks_stay_when_threads_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored((500, 100), (6000, 100))
+    X, threads, now = open_matrix(zarr.open_array(store)), cycle([2, 1, 3]), walk.crew
+    monkeypatch.setattr(walk, "crew", lambda: replace(now(), threads=next(threads)))
+    model = PCA(4, solver="krylov").fit(X)
+    assert model.plan_.blocks_kept == X.n_blocks
+    assert set(store.reads.values()) == {1}
 
 
 def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
