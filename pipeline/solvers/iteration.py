@@ -310,14 +310,19 @@ class Iteration:
         residual = answer.sizes / np.maximum(answer.values, floor)
         return replace(state, left=answer.vectors, squares=answer.values, residual=residual, sines=sines)
 
+    def fresh(self, state: IterationState, width: int, *stream: int) -> np.ndarray:
+        """Random columns (m, width), those of a stream of numbers, zero at features without values."""
+        rng = np.random.default_rng([self.settings.seed, *stream])
+        columns = rng.standard_normal((len(state.basis.block), width))
+        if self.side == ROWS and state.mean is not None:
+            columns *= np.isfinite(state.mean)[:, None]
+        return columns
+
     def _widened(self, state: IterationState, images: np.ndarray, more: int) -> IterationState:
         """A wider block, where more components are wanted than the basis can hold."""
-        m = images.shape[0]
-        fresh = np.random.default_rng([self.settings.seed, images.shape[1]]).standard_normal((m, more))
-        if self.side == ROWS and state.mean is not None:
-            fresh *= np.isfinite(state.mean)[:, None]
+        fresh = self.fresh(state, more, images.shape[1])
         basis = Basis.begun(orthonormal(np.hstack([images, fresh])))
-        return replace(state, basis=basis, probes=Probes.none(m), ritz=None, sines=None, squares=None)
+        return replace(state, basis=basis, probes=Probes.none(len(images)), ritz=None, sines=None, squares=None)
 
     def _probed(self, state: IterationState, known: Sequence[np.ndarray], image: np.ndarray) -> IterationState:
         """With probes that bound what the basis leaves of C, or sharpen that bound, in the next pass."""

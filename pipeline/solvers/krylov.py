@@ -7,9 +7,8 @@ restarted from the leading Ritz vectors and their residual (thick restart, Wu an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
-
-import numpy as np
 
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
@@ -85,12 +84,5 @@ class Krylov(Iteration):
         if ritz is not None and width + l > _BLOCKS * l:
             known, images, image, width = (ritz.vectors[:, :l],), (ritz.images[:, :l],), ritz.leak[:, :l], l
         width = max(min(l, most - width), 0)
-
-        def spare() -> np.ndarray:
-            rng = np.random.default_rng([self.settings.seed, 2, state.passes])
-            fresh = rng.standard_normal((image.shape[0], width))
-            if self.side == ROWS and state.mean is not None:
-                fresh *= np.isfinite(state.mean)[:, None]
-            return fresh
-
+        spare = partial(self.fresh, state, width, 2, state.passes)
         return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))

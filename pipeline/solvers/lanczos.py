@@ -8,6 +8,7 @@ nothing in earlier blocks: what is found there is taken out (full reorthogonalis
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,6 @@ from pipeline.solvers.basis import Basis
 from pipeline.solvers.gram import gram_rounding
 from pipeline.solvers.iteration import Applied, Iteration, IterationState, moved_by
 from pipeline.solvers.solver import COMPLETE, Cost
-from pipeline.sources import ROWS
 
 __all__ = ["Lanczos", "LanczosState"]
 
@@ -107,14 +107,7 @@ class Lanczos(Iteration):
         """With the next block: what an image has outside of the basis."""
         known = state.known
         shares = np.vstack([block.conj().T @ beyond for block in known])
-
-        def spare() -> np.ndarray:
-            rng = np.random.default_rng([self.settings.seed, 2, state.passes])
-            fresh = rng.standard_normal((beyond.shape[0], width))
-            if self.side == ROWS and state.mean is not None:
-                fresh *= np.isfinite(state.mean)[:, None]
-            return fresh
-
+        spare = partial(self.fresh, state, width, 2, state.passes)
         block = orthonormal_beside(known, beyond[:, :width], spare, shares[:, :width])
         q = state.recurrence.shape[1]
         below = np.zeros((width, q), beyond.dtype)
