@@ -301,8 +301,9 @@ def _what_it_is(document: Mapping[str, Any]) -> str:
     members = consolidated.get("metadata", {}) if isinstance(consolidated, dict) else {}
     missing = [name for name in _VARIABLES if name not in members]
     if missing:
-        return f"it has no {', '.join(missing)}"
-    return "it is half written or not ours; read it with xarray.open_zarr and Subspace.from_dataset if it is whole"
+        return f"its {ROOT} lists no {', '.join(missing)}"
+    way_out = "read it with xarray.open_zarr and Subspace.from_dataset if it is whole"
+    return f"its {ROOT} tells of no version: it is half written, damaged or not ours; {way_out}"
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
