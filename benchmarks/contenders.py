@@ -92,7 +92,8 @@ def xeofs_eof(path: str, k: int, kind: str, limit: str) -> Answer:
     from xeofs.single import EOF
 
     with _cluster(limit):
-        x = xr.DataArray(_standardised(path, kind), dims=("time", "x"))
+        x = _standardised(path, kind)
+        x = xr.DataArray(x, {"time": np.arange(x.shape[0]), "x": np.arange(x.shape[1])}, ("time", "x"))
         model = EOF(n_modes=k).fit(x, dim="time")
         values, components = model.singular_values().values, model.components().transpose("mode", "x").values
     return values**2, components

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import dask.array as da
 import numpy as np
 import scipy.sparse
 import xarray as xr
@@ -157,6 +156,8 @@ def gathered(X: Matrix, function: RowFunction) -> np.ndarray:
 
 def lazy(array: Any, function: RowFunction, sample_axes: tuple[int, ...], feature_axes: tuple[int, ...]) -> Any:
     """The function of the rows of a Dask array, as a lazy Dask array; numbers of rows may be unknown."""
+    import dask.array as da
+
     axes = sample_axes + feature_axes
     x = array if axes == tuple(range(array.ndim)) else da.transpose(array, axes)  # sparse blocks cannot be transposed
     samples, features = tuple(range(len(sample_axes))), tuple(range(len(sample_axes), x.ndim))

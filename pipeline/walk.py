@@ -39,8 +39,8 @@ from pipeline.progress import Progress, listener
 __all__ = ["Crew", "crew", "locally", "waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
-_RUNS = 8  # of each thread
-_LARGE_SUMMARY = 16 << 20  # from here on one summary a thread is enough; below it, more tasks balance the load
+_RUNS = 8  # of each thread: they balance the load
+_SUMMARIES = 32 << 20  # bytes that those of a thread are to take at most: to combine large ones costs more than it helps
 _MEASURING = 8  # one run in so many measures what single precision costs
 _TELL_EVERY = 0.2  # seconds between two words of a worker
 
@@ -114,12 +114,12 @@ def walk(
     if getattr(fold, "unfilled", False):
         matrix = replace(matrix, fill=None)
     at_work = crew()
-    few = summary_bytes > _LARGE_SUMMARY
-    if implicitly(fold, matrix):  # where little is stored, summaries are soon the larger part
-        few = few or 32 * at_work.threads * summary_bytes > matrix.bytes_a_pass
+    each = runs_each(summary_bytes)
+    if implicitly(fold, matrix) and 32 * at_work.threads * summary_bytes > matrix.bytes_a_pass:
+        each = 1  # where little is stored, summaries are soon the larger part
     # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
     ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
-    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * (1 if few else _RUNS))
+    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * each)
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         runs = keep.as_before(matrix.side, runs)
@@ -184,19 +184,20 @@ def read_run(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, tok
 def _blocks(
     fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, first: Any = None, reuse: bool = True
 ) -> Iterator[Block]:
-    """The blocks between the cuts, made ready: in one buffer that is used again and again, or each in its own."""
+    """The blocks between the cuts, made ready: in a buffer that is used again and again, or all in one."""
     if inputs is not None:
         matrix = replace(matrix, source=matrix.source.given(matrix.side, int(cuts[0]), inputs))
     if implicitly(fold, matrix):
         yield from _implicit_blocks(fold, matrix, cuts)
         return
     across = matrix.shape[1 - matrix.side]
-    buffer = np.empty(int(np.diff(cuts).max()) * across, fold.dtype) if reuse and len(cuts) > 1 else None
+    longest = int(np.diff(cuts).max(initial=0)) if reuse else int(cuts[-1] - cuts[0])
+    buffer = np.empty(longest * across, fold.dtype)  # in one piece, for which the system has the largest pages
     for a, b in pairwise(cuts.tolist()):
         if isinstance(fold, Skipping) and fold.skips((a, b)):
             continue
-        started, size = time.perf_counter(), (b - a) * across
-        flat = np.empty(size, fold.dtype) if buffer is None else buffer[:size]
+        started, first_entry = time.perf_counter(), 0 if reuse else (a - int(cuts[0])) * across
+        flat = buffer[first_entry : first_entry + (b - a) * across]
         x = matrix.read_range(a, b, flat.reshape((b - a, across) if matrix.side == 0 else (across, b - a)))
         x = ready(fold, x, (a, b), first)
         first = x if first is None else first
@@ -219,9 +220,14 @@ def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
     return matrix.source.implicit and takes_implicit(fold)
 
 
+def runs_each(summary_bytes: int) -> int:
+    """How many runs of blocks a thread gets in a pass."""
+    return max(1, min(_RUNS, _SUMMARIES // max(summary_bytes, 1)))
+
+
 def waiting_nbytes(summary_bytes: int) -> int:
     """Bytes of summaries that a thread has made and that stay until they are combined, on a cluster to the end."""
-    return summary_bytes * (0 if summary_bytes > _LARGE_SUMMARY else _RUNS - 1)
+    return summary_bytes * (runs_each(summary_bytes) - 1)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
@@ -342,7 +348,7 @@ def _large_graphs() -> Iterator[None]:
 def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
     """The result of a job; those of its runs stay until then, so that a lost worker costs its own runs and no others.
 
-    They are few: `_RUNS` for each thread, one where they are large.
+    They are few: `runs_each` of a thread.
     """
     from distributed import KilledWorker
     from distributed.comm import CommClosedError

@@ -9,7 +9,6 @@ from os import PathLike
 from typing import Any
 
 import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
@@ -20,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix, open_matrix, open_stream
 from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
-from pipeline.sources import unmasked
+from pipeline.sources import is_dasked, unmasked
 from pipeline.subspace import Subspace
 
 __all__ = ["apply_rows", "check_features", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
@@ -74,7 +73,7 @@ def _called(estimator: Any, matrix: Matrix) -> Matrix:
 
 def apply_rows(estimator: Any, X: Any, subspace: Subspace, function: RowFunction) -> Any:
     """A function of rows in the kind of container that X is: NumPy, lazy dask, xarray with the sample coordinates."""
-    if isinstance(X, da.Array):
+    if is_dasked(X):
         if X.ndim < 2:
             raise InputError(
                 f"the dask array has {X.ndim} dim(s): a matrix needs samples and features, so at least two"
@@ -110,7 +109,7 @@ def rows_from_scores(subspace: Subspace, Z: Any, restore: RowKernel) -> Any:
         coords = _sample_coords(Z, Z.dims[:-1])
         rows = xr.DataArray(values.reshape(shape), coords, dims, name=features.attrs.get("name"))
         return rows.assign_coords(features.xarray_coords())
-    if not isinstance(Z, da.Array):
+    if not is_dasked(Z):
         Z = np.atleast_2d(Z.toarray() if hasattr(Z, "toarray") else np.asarray(Z))
     if Z.dtype.kind not in "biufc":
         raise InputError(f"scores hold {Z.dtype}, not numbers")
@@ -118,6 +117,8 @@ def rows_from_scores(subspace: Subspace, Z: Any, restore: RowKernel) -> Any:
         raise InputError(f"scores of shape {Z.shape}: {subspace.k} columns are needed, one a component")
     if isinstance(Z, np.ndarray):
         return restore(Z)
+    import dask.array as da
+
     dtype = restore(np.zeros((1, subspace.k), Z.dtype)).dtype
     return da.blockwise(
         _restored,
@@ -146,8 +147,8 @@ def _text(features: Labels) -> np.ndarray | None:
 
 
 def _in_memory(X: Any) -> bool:
-    known = Matrix | da.Array | xr.DataArray | xr.Dataset | zarr.Array | zarr.Group | str | PathLike | Store
-    if isinstance(X, known) or hasattr(X, "to_scipy_sparse") or hasattr(X, "rmatmat"):
+    known = Matrix | xr.DataArray | xr.Dataset | zarr.Array | zarr.Group | str | PathLike | Store
+    if isinstance(X, known) or is_dasked(X) or hasattr(X, "to_scipy_sparse") or hasattr(X, "rmatmat"):
         return False
     if isinstance(X, np.ndarray) and X.ndim > 2:
         return False
@@ -242,8 +243,10 @@ def _variables(X: Any, features: Labels | None) -> list[str] | None:
     return names if not isinstance(X, zarr.Array) and all(n in X for n in names) else None
 
 
-def _wide(X: xr.DataArray | xr.Dataset, dims: Sequence[str], features: Labels | None) -> da.Array:
+def _wide(X: xr.DataArray | xr.Dataset, dims: Sequence[str], features: Labels | None) -> Any:
     """The entries as one Dask array, sample dims first; the variables of a Dataset lie side by side."""
+    import dask.array as da
+
     if isinstance(X, xr.DataArray):
         return da.asarray(X.data)
     parts = []

@@ -1,5 +1,6 @@
 """What a matrix is made of: one module for each way that entries are stored."""
 
+from pipeline.sources.dasked import is_dasked
 from pipeline.sources.opening import Opened, open_source, unmasked
 from pipeline.sources.operator import Operator
 from pipeline.sources.source import COLUMNS, ROWS, ImplicitSource, Range, Source
@@ -15,6 +16,7 @@ __all__ = [
     "Range",
     "Source",
     "Window",
+    "is_dasked",
     "likeness",
     "open_source",
     "stamp",

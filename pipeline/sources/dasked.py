@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -10,14 +11,24 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from dask.array.core import concatenate3
 
 from pipeline.kernels.implicit import SparseBlock
 from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, rectangle_nbytes
 from pipeline.sources.sparse import SparseHollow, gathered
 from pipeline.sources.window import Window
 
-__all__ = ["Dasked"]
+__all__ = ["Dasked", "is_dasked"]
+
+
+def is_dasked(x: Any) -> bool:
+    """Whether x is a Dask array: who has none does not wait for the import of `dask.array`.
+
+    >>> import dask.array as da
+    >>> is_dasked(da.zeros(3)), is_dasked([0, 0, 0])
+    (True, False)
+    """
+    known = sys.modules.get("dask.array")
+    return known is not None and isinstance(x, known.Array)
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,8 @@ class Dasked:
 
 def _flat(blocks: Any, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
     """The matrix of a nested list of blocks that lie side by side."""
+    from dask.array.core import concatenate3
+
     block = concatenate3(_dense(blocks)) if isinstance(blocks, list) else blocks
     block = np.transpose(block, axes[ROWS] + axes[COLUMNS])
     return block.reshape(prod(block.shape[: len(axes[ROWS])]), -1)

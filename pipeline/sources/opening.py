@@ -12,7 +12,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast
 
-import dask.array as da
 import numpy as np
 import scipy.sparse
 import xarray as xr
@@ -24,7 +23,7 @@ from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.kernels.implicit import as_scipy
 from pipeline.labels import Coord, Labels
 from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
-from pipeline.sources.dasked import Dasked
+from pipeline.sources.dasked import Dasked, is_dasked
 from pipeline.sources.grid import Decoded, Grid
 from pipeline.sources.joined import Joined
 from pipeline.sources.operator import Operator, is_operator
@@ -112,7 +111,7 @@ def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
         return [_bare(source)], f"zarr array {source.store_path}"
     if scipy.sparse.issparse(source) or hasattr(source, "to_scipy_sparse"):
         return [_sparse_field(source)], "scipy.sparse" if scipy.sparse.issparse(source) else "sparse array"
-    if isinstance(source, da.Array):
+    if is_dasked(source):
         return [_bare(_known(source))], "dask array"
     if hasattr(source, "columns") and hasattr(source, "to_numpy"):
         return [_frame(source)], type(source).__name__
@@ -306,7 +305,7 @@ def unmasked(array: Any) -> Any:
 
 def _known(array: Any) -> Any:
     """A Dask array with known chunk sizes; finding them out computes what the array is made from."""
-    if isinstance(array, da.Array) and any(np.isnan(n) for n in array.shape):
+    if is_dasked(array) and any(np.isnan(n) for n in array.shape):
         return array.copy().compute_chunk_sizes()
     return array
 
@@ -348,7 +347,7 @@ def _open_field(field: _Field, sample_dims: tuple[str, ...], select: Mapping[str
         source = Sparse(as_scipy(flat))
     elif isinstance(array, Sparse | StoredSparse):
         source = _sparse_source(array, axes, index)
-    elif isinstance(array, da.Array):
+    elif is_dasked(array):
         taken = array
         for axis, i in enumerate(index):  # one axis at a time: Dask has no orthogonal indexing by several arrays
             if not isinstance(i, slice) or i != slice(0, array.shape[axis]):
