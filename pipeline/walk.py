@@ -40,7 +40,7 @@ __all__ = ["Crew", "crew", "locally", "waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
 _RUNS = 8  # of each thread: they balance the load
-_SUMMARIES = 32 << 20  # bytes that those of a thread are to take at most: to combine large ones costs more than it helps
+_SUMMARIES = 32 << 20  # bytes that those of a thread take at most: to combine large ones costs more than it helps
 _MEASURING = 8  # one run in so many measures what single precision costs
 _TELL_EVERY = 0.2  # seconds between two words of a worker
 

@@ -26,9 +26,9 @@ from pipeline.folds.products import Products, RowProduct
 from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.sketches import ColumnSketch, ColumnSketches, RowSketch, RowSketches
 from pipeline.folds.witness import Seen, Witness
-from pipeline.kernels.blocks import LOUDEST, spread_of
+from pipeline.kernels.blocks import LOUDEST, doubled, single, spread_of
 from pipeline.kernels.implicit import ImplicitBlock
-from pipeline.kernels.rounding import Rounding
+from pipeline.kernels.rounding import Rounding, measured
 from pipeline.kernels.signs import signs
 
 __all__ = ["implicit_block", "takes_implicit"]
@@ -71,16 +71,31 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
     x, pilot = x.shifted()
     n, sums = _count(x, weights), x.sums(weights)
     middle = _over(sums, n)
-    image = x.times(fold.lens) - middle @ fold.lens
-    if weights is not None:
-        image *= weights[:, None]
-    product = x.adjoint(image) - np.outer(middle.conj(), image.sum(axis=0))
+    narrow = single(fold.dtype)
+    product, energy_of_image = _product(x.in_single() if narrow else x, fold.lens, middle, weights)
+    seen = held.rounding if held else Rounding()
+    rounding = Rounding().seen(energy_of_image) if narrow else Rounding()
+    if narrow and fold.probe is not None and seen.due(energy_of_image):
+        exact, _ = _product(x, (fold.lens @ fold.probe)[:, None], middle, weights)
+        rounding = measured(product @ fold.probe - exact[:, 0], energy_of_image)
     none = np.zeros(x.shape[1])
     squares, energy = (x.squares(weights, middle), x.squares(weights)) if fold.squares else (none, none)
     _check_loud(float(energy.sum()))
     about = About(n, pilot, absent, sums)
-    found = Products(about, squares, energy, product.conj().T, Rounding(), central=True)
+    found = Products(about, squares, energy, product.conj().T, rounding, central=True)
     return found if held is None else fold.combine(held, found)
+
+
+def _product(
+    x: ImplicitBlock, lens: np.ndarray, middle: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """X'^H diag(weights) X' R (c, l), X' = X - 1 middle^T, and the sum of squares of X' R."""
+    image = x.times(lens.astype(x.dtype, copy=False))
+    image -= middle @ lens
+    if weights is not None:
+        image *= weights[:, None]
+    product = x.adjoint(image) - np.outer(middle.conj(), image.sum(axis=0, dtype=doubled(x.dtype)))
+    return product, float(np.vdot(image, image).real)
 
 
 @implicit_block.register

@@ -1,7 +1,8 @@
 """Blocks that are never made dense: sparse ones, and operators of which only products are known.
 
 Both answer the same few questions, from which every fold follows: X R, X^H R, column sums and squares, and Gram
-matrices. They compute in double precision, so that what centring takes out afterwards leaves digits enough.
+matrices. They compute in double precision, so that what centring takes out afterwards leaves digits enough; products
+of a block in single precision are for those who measure what that costs.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class ImplicitBlock(Protocol):
 
     def add_dual_gram(self, out: np.ndarray, weights: np.ndarray, about: np.ndarray) -> None:
         """out (m, m) += X' diag(weights) X'^H, X' = X - 1 about^T."""
+        ...
+
+    def in_single(self) -> ImplicitBlock:
+        """The same block for products in single precision, where it has such."""
         ...
 
     def shifted(self) -> tuple[ImplicitBlock, np.ndarray]:
@@ -112,10 +117,10 @@ def as_compressed(block: Any) -> Any:
 
 
 class SparseBlock:
-    """A block of scipy.sparse in CSR or CSC form, canonical."""
+    """A block of scipy.sparse in CSR or CSC form, canonical; in double precision if no dtype is given."""
 
-    def __init__(self, array: Any) -> None:
-        wide = doubled(array.dtype)
+    def __init__(self, array: Any, dtype: np.dtype[Any] | None = None) -> None:
+        wide = dtype or doubled(array.dtype)
         parts = array.data.astype(wide, copy=False), *_small(array.indices, array.indptr, max(array.shape))
         self.array = type(array)(parts, shape=array.shape)
         self.shape: tuple[int, int] = array.shape
@@ -167,6 +172,14 @@ class SparseBlock:
         middle = self.times((weights * about.conj())[:, None])
         out -= middle
         out -= middle.conj().T - float(weights @ magnitudes(about))
+
+    def in_single(self) -> SparseBlock:
+        return self._single
+
+    @cached_property  # a block that is kept is multiplied in every pass
+    def _single(self) -> SparseBlock:
+        dtype = np.dtype(np.complex64 if self.dtype.kind == "c" else np.float32)
+        return SparseBlock(self._like(self.array.data.astype(dtype)), dtype)
 
     def shifted(self) -> tuple[SparseBlock, np.ndarray]:
         return self._shifted
@@ -286,6 +299,9 @@ class OperatorBlock:
         for a, b, panel in self._panels():
             panel = panel - about[a:b]
             out += (panel * weights[a:b]) @ panel.conj().T
+
+    def in_single(self) -> OperatorBlock:
+        return self
 
     def shifted(self) -> tuple[OperatorBlock, np.ndarray]:
         return self, np.zeros(self.shape[1])

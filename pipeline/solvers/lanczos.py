@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from pipeline.kernels.blocks import check_energy
+from pipeline.kernels.blocks import check_energy, single
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
 from pipeline.solvers.basis import Basis
 from pipeline.solvers.gram import gram_rounding
 from pipeline.solvers.iteration import Applied, Iteration, IterationState, moved_by
-from pipeline.solvers.solver import COMPLETE, Cost
+from pipeline.solvers.solver import COMPLETE, Cost, unit_roundoff
+from pipeline.sources import ROWS
 
 __all__ = ["Lanczos", "LanczosState"]
 
@@ -29,6 +30,8 @@ _WIDTH = 8  # columns of a block: as many as a sparse product takes at a time
 _JOINED = 64  # rows up to which blocks of the basis are joined: BLAS is slow with few
 _PRODUCTS = 10  # for two components: where spectra that decay slowly are known to 1e-6
 _SETTLED = 1e-7  # error of eigenvalues, as it is foretold, at which no more passes are taken
+_ROUNDED = 1e-4  # of the least eigenvalue that is wanted: what rounding to single precision may add up to
+_UNITS = 16  # roundoffs of the largest eigenvalue that a pass may well add
 _PROBED = 8  # last passes that carry probes, as these cost as much as the block itself
 
 
@@ -89,12 +92,24 @@ class Lanczos(Iteration):
         state = self._watched(X, state)
         q = state.recurrence.shape[1]
         width = min(l, min(min(X.shape), applied.present) - q)
-        state = self._following(state, beyond, max(width, 0))
+        state = self._following(state, beyond, max(width, 0), applied.rounding)
         last = state.passes >= self.effort(X) or self.settled(X, state) or width <= 0
+        if not last:
+            state = replace(state, dtype=self._precision(X, state))
         if not (last or self._probing(X, state)):
             return state
         probed = self._probed(state, state.known, applied.product[:, l:])
         return self._drawn(X, replace(state, probes=probed.probes), applied) if last else probed
+
+    def _precision(self, X: Matrix, state: LanczosState) -> np.dtype[Any]:
+        """In which the next pass multiplies: as data of single precision is stored, while that costs little."""
+        assert state.values is not None
+        k = self.settings.rank.most(*X.shape)
+        known = state.values.size >= k and self.side == ROWS and X.sample_weights is None
+        if not known or not single(X.work_dtype):
+            return X.block_dtype
+        rounding = state.rounding + _UNITS * unit_roundoff(X.work_dtype) * float(state.values[0])
+        return X.work_dtype if rounding <= _ROUNDED * float(state.values[k - 1]) else X.block_dtype
 
     def _watched(self, X: Matrix, state: LanczosState) -> LanczosState:
         """How far the eigenvalues have moved."""
@@ -103,8 +118,8 @@ class Lanczos(Iteration):
         moved = np.inf if before is None or before.size <= k else moved_by(before, now, k)
         return replace(state, values=now, moved=moved, history=(*state.history, moved))
 
-    def _following(self, state: LanczosState, beyond: np.ndarray, width: int) -> LanczosState:
-        """With the next block: what an image has outside of the basis."""
+    def _following(self, state: LanczosState, beyond: np.ndarray, width: int, rounding: float) -> LanczosState:
+        """With the next block: what an image, of that rounding, has outside of the basis."""
         known = state.known
         shares = np.vstack([block.conj().T @ beyond for block in known])
         spare = partial(self.fresh, state, width, 2, state.passes)
@@ -116,7 +131,8 @@ class Lanczos(Iteration):
             state,
             basis=Basis.begun(block),
             recurrence=np.vstack([state.recurrence, below]),
-            rounding=state.rounding + float(np.linalg.norm(shares)),
+            # Of images of orthonormal blocks, errors add up as their squares.
+            rounding=float(np.hypot(state.rounding, rounding + np.linalg.norm(shares))),
         )
 
     def _probing(self, X: Matrix, state: LanczosState) -> bool:
@@ -131,8 +147,8 @@ class Lanczos(Iteration):
         inner, below = np.split(state.recurrence, [q])
         assert state.values is not None
         top, energy, m = float(state.values[0]), applied.energy, X.shape[1 - self.side]
-        rounding = state.rounding + applied.rounding
-        rounding += gram_rounding(state.dtype, applied.loud, top, X.block_height, m)
+        # Entries are those that are stored; what products in single precision cost was measured in each pass.
+        rounding = state.rounding + gram_rounding(X.block_dtype, applied.loud, top, X.block_height, m)
         unseen = max(energy - float(state.values.sum()), 0.0) + 1e-14 * energy
         outside = -np.inf if q >= m else min(unseen, state.probes.bound())
         k = min(self.settings.rank.resolve(np.maximum(state.values, 0.0), energy, X.shape[0], applied.present), q)
