@@ -56,7 +56,7 @@ class Local:
             about, squares = kept.about, np.maximum(np.diag(kept.scatter), 0.0)
         else:
             lens = np.zeros((self.X.shape[1], 0))
-            found = self._walk(RowProduct(self.X.work_dtype, lens, True, np.zeros(0), self.X.sample_weights))
+            found = self._walk(RowProduct(self.X.block_dtype, lens, True, np.zeros(0), self.X.sample_weights))
             found = found.centred(lens)
             about, squares = found.about, found.squares
         return np.where(about.absent, np.nan, about.mean), np.where(about.absent, 0.0, squares)
@@ -82,7 +82,7 @@ class Local:
             rounding = kept.rounding.norm(factor * there)
         else:
             probe = np.random.default_rng(0).standard_normal(lens.shape[1])
-            found = self._walk(RowProduct(self.X.work_dtype, lens, False, probe, self.X.sample_weights)).centred(lens)
+            found = self._walk(RowProduct(self.X.block_dtype, lens, False, probe, self.X.sample_weights)).centred(lens)
             own, there = found.about.mean, ~found.about.absent
             product = factor * found.product
             rounding = found.rounding.norm(factor * there)

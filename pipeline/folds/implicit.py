@@ -71,13 +71,13 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
     x, pilot = x.shifted()
     n, sums = _count(x, weights), x.sums(weights)
     middle = _over(sums, n)
-    narrow = single(fold.dtype)
-    product, energy_of_image = _product(x.in_single() if narrow else x, fold.lens, middle, weights)
-    seen = held.rounding if held else Rounding()
-    rounding = Rounding().seen(energy_of_image) if narrow else Rounding()
-    if narrow and fold.probe is not None and seen.due(energy_of_image):
-        exact, _ = _product(x, (fold.lens @ fold.probe)[:, None], middle, weights)
-        rounding = measured(product @ fold.probe - exact[:, 0], energy_of_image)
+    narrow, rounding = single(fold.dtype), Rounding()
+    product, size = _product(x.in_single() if narrow else x, fold.lens, middle, weights)
+    if narrow:
+        rounding = rounding.seen(size)
+        if fold.probe is not None and (held.rounding if held else Rounding()).due(size):
+            exact, _ = _product(x, (fold.lens @ fold.probe)[:, None], middle, weights)
+            rounding = measured(product @ fold.probe - exact[:, 0], size)
     none = np.zeros(x.shape[1])
     squares, energy = (x.squares(weights, middle), x.squares(weights)) if fold.squares else (none, none)
     _check_loud(float(energy.sum()))
@@ -90,8 +90,7 @@ def _product(
     x: ImplicitBlock, lens: np.ndarray, middle: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
     """X'^H diag(weights) X' R (c, l), X' = X - 1 middle^T, and the sum of squares of X' R."""
-    image = x.times(lens.astype(x.dtype, copy=False))
-    image -= middle @ lens
+    image = x.times(lens.astype(x.dtype, copy=False)) - (middle @ lens).astype(x.dtype, copy=False)
     if weights is not None:
         image *= weights[:, None]
     product = x.adjoint(image) - np.outer(middle.conj(), image.sum(axis=0, dtype=doubled(x.dtype)))

@@ -46,8 +46,8 @@ def row_bits(x: np.ndarray, first: int = 0, dtype: Any = None) -> np.ndarray:
     else:
         at, word = np.arange(first, first + c), np.uint32
         factors = _odd(at // 2) << (at % 2 * 32).astype(np.uint64)
-    words = (np.ascontiguousarray(part, dtype).view(word) for part in strips(x))
-    parts = (np.einsum("ij,j->i", part, factors) for part in words)  # faster than the product of matrices
+    # Of integers, faster than the product of matrices.
+    parts = (np.einsum("ij,j->i", np.ascontiguousarray(part, dtype).view(word), factors) for part in strips(x))
     return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 

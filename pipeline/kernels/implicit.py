@@ -120,7 +120,7 @@ class SparseBlock:
     """A block of scipy.sparse in CSR or CSC form, canonical; in double precision if no dtype is given."""
 
     def __init__(self, array: Any, dtype: np.dtype[Any] | None = None) -> None:
-        wide = dtype or doubled(array.dtype)
+        wide = doubled(array.dtype) if dtype is None else dtype
         parts = array.data.astype(wide, copy=False), *_small(array.indices, array.indptr, max(array.shape))
         self.array = type(array)(parts, shape=array.shape)
         self.shape: tuple[int, int] = array.shape
