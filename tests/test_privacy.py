@@ -32,7 +32,8 @@ def test_error_falls_with_epsilon(aggregation: str) -> None:
     parts, errors = np.array_split(X, 4), []
     for epsilon in (0.05, 1.0, 100.0):
         privacy = DP(epsilon, 1e-6, 12.0)
-        some = [error(FederatedPCA(K, aggregation, rounds=20, privacy=privacy).fit(parts)) for _ in range(3)]
+        # Noise is drawn anew each time; with `fedpg` some four of a hundred fits go astray at an epsilon of one.
+        some = [error(FederatedPCA(K, aggregation, rounds=20, privacy=privacy).fit(parts)) for _ in range(5)]
         errors.append(np.median(some))
     assert errors[0] > 2 * errors[1] > 2 * errors[2]
     assert errors[2] < 0.05
