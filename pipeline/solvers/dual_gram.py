@@ -45,8 +45,8 @@ class DualGram:
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
         k = self.settings.rank.most(n, d)
-        square, long = 8 * n * n, 8 * 4 * d * k
-        held = 8 * n * k + long // 2  # in the second pass, as the long factor grows
+        square, long = 8 * n * n, 8 * 5 * d * k  # its parts, the whole, and what becomes of it
+        held = 8 * n * k + 8 * 2 * d * k  # in the second pass, as the long factor grows
         flops, scratch = 1.0 * n * n * d, X.work_dtype.itemsize * n * n
         return Cost(2, COLUMNS, square, scratch, 4 * square + long, flops, state_bytes=held)
 
@@ -148,10 +148,13 @@ def factored(X: Matrix, state: Any, settings: Settings, images: np.ndarray | Non
     present = np.isfinite(mean)
     values = np.linalg.norm(long, axis=0)
     # Orthonormal up to rounding already; QR mends the rounding, and fills in directions for components of no variance.
-    q, r = np.linalg.qr(long[present])
-    components = np.zeros_like(long)
+    q, r = np.linalg.qr(long if present.all() else long[present])
     turn = np.diag(r)
-    components[present] = q * np.where(turn == 0, 1.0, turn / np.where(turn == 0, 1.0, np.abs(turn)))
+    q *= np.where(turn == 0, 1.0, turn / np.where(turn == 0, 1.0, np.abs(turn)))
+    components = q
+    if not present.all():
+        components = np.zeros_like(long)
+        components[present] = q
     residual, sines = right_residuals(state.residual, values**2, X.shape[0], state.dtype), state.sines
     if images is not None:
         loud = values > 1e-6 * values.max(initial=0.0)
