@@ -126,7 +126,8 @@ class Matrix:
         """Bytes of a block while it is kept decoded; where little is stored, on the average."""
         if not self.source.implicit:
             return self.block_nbytes(dtype)
-        return max(1, 2 * self.bytes_a_pass // max(self.n_blocks, 1))  # in double precision, with what is known of it
+        # Entries in double precision, and in single where they are stored so.
+        return max(1, 2 * self.bytes_a_pass // max(self.n_blocks, 1))
 
     def together(self, cuts: np.ndarray) -> np.ndarray:
         """Those of some cuts between which blocks that are not made dense are read at a time."""

@@ -148,7 +148,6 @@ def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
 
 KILLED = """
 import os, sys
-import dask
 import numpy as np
 from pipeline import PCA
 from pipeline.rowwise import _Write

@@ -72,8 +72,9 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
     n, sums = _count(x, weights), x.sums(weights)
     middle = _over(sums, n)
     narrow, rounding = single(fold.dtype), Rounding()
-    product, size = _product(x.in_single() if narrow else x, fold.lens, middle, weights)
+    product, image = _product(x.in_single() if narrow else x, fold.lens, middle, weights)
     if narrow:
+        size = float(np.vdot(image, image).real)
         rounding = rounding.seen(size)
         if fold.probe is not None and (held.rounding if held else Rounding()).due(size):
             exact, _ = _product(x, (fold.lens @ fold.probe)[:, None], middle, weights)
@@ -88,13 +89,13 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
 
 def _product(
     x: ImplicitBlock, lens: np.ndarray, middle: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, float]:
-    """X'^H diag(weights) X' R (c, l), X' = X - 1 middle^T, and the sum of squares of X' R."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """X'^H diag(weights) X' R (c, l) and diag(weights) X' R (m, l), with X' = X - 1 middle^T."""
     image = x.times(lens.astype(x.dtype, copy=False)) - (middle @ lens).astype(x.dtype, copy=False)
     if weights is not None:
         image *= weights[:, None]
     product = x.adjoint(image) - np.outer(middle.conj(), image.sum(axis=0, dtype=doubled(x.dtype)))
-    return product, float(np.vdot(image, image).real)
+    return product, image
 
 
 @implicit_block.register
