@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.kernels.blocks import check_digits, doubled, fill_in, mark, working_dtype
-from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
+from pipeline.kernels.implicit import ImplicitBlock
+from pipeline.kernels.sparse import SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
 from pipeline.sources.stream import Stream

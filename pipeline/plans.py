@@ -11,6 +11,7 @@ import psutil
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline import speed
+from pipeline.crew import Crew, crew, locally
 from pipeline.errors import InputError, PlanError
 from pipeline.kernels.blocks import doubled, slab_rows
 from pipeline.matrix import Matrix, open_matrix
@@ -20,7 +21,7 @@ from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.sources.stream import Stream
-from pipeline.walk import Crew, crew, locally, waiting_nbytes
+from pipeline.walk import waiting_nbytes
 
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 

@@ -22,7 +22,8 @@ import zarr
 from pipeline.errors import InputError, NonfiniteError, PipelineError, StoreError
 from pipeline.folds.implicit import implicit_block
 from pipeline.kernels.blocks import working_dtype
-from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
+from pipeline.kernels.implicit import ImplicitBlock
+from pipeline.kernels.sparse import SparseBlock, as_compressed
 from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix
 from pipeline.sources import ROWS, stamp

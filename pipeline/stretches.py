@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.crew import crew
 from pipeline.fold import Fold, Tally
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener, listening
-from pipeline.walk import crew, walk
+from pipeline.walk import walk
 
 __all__ = ["EVERY", "Half", "walk_in_stretches"]
 

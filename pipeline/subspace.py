@@ -21,8 +21,9 @@ from pipeline.errors import InputError, NonfiniteError
 from pipeline.flag import Flag, checked_type
 from pipeline.kernels.blocks import doubled, magnitudes, working_dtype
 from pipeline.kernels.em import imputed
-from pipeline.kernels.implicit import ImplicitBlock, SparseBlock, as_compressed
+from pipeline.kernels.implicit import ImplicitBlock
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
+from pipeline.kernels.sparse import SparseBlock, as_compressed
 from pipeline.labels import Labels
 
 if TYPE_CHECKING:

@@ -7,75 +7,38 @@ A pass over m blocks is at most m tasks and their tree, on whatever scheduler is
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain, pairwise
-from threading import get_ident
 from typing import Any
 
 import dask
 import numpy as np
-from dask.base import get_scheduler
-from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
+from pipeline.crew import crew, locally
 from pipeline.errors import PlanError
 from pipeline.fold import Fold, Preparing, Skipping, Tally, ready, unmeasured
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
-from pipeline.progress import Progress, listener
+from pipeline.progress import counted, told_by_tasks, told_by_workers, voice
 
-__all__ = ["Crew", "crew", "locally", "waiting_nbytes", "walk"]
+__all__ = ["waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
 _RUNS = 8  # of each thread: they balance the load
 _SUMMARIES = 32 << 20  # bytes that those of a thread take at most: to combine large ones costs more than it helps
 _MEASURING = 8  # one run in so many measures what single precision costs
-_TELL_EVERY = 0.2  # seconds between two words of a worker
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who does the work: a `distributed.Client` or None, how many processes, threads in all and bytes a process."""
-
-    client: Any
-    workers: int
-    threads: int
-    memory: int | None
-
-    @property
-    def threads_each(self) -> int:
-        """Threads of one worker."""
-        return max(1, -(-self.threads // max(self.workers, 1)))
-
-
-def crew() -> Crew:
-    """The active Dask cluster, or the local scheduler that Dask's configuration names (threads by default)."""
-    schedule = get_scheduler()
-    client = getattr(schedule, "__self__", None)
-    if client is not None and hasattr(client, "scheduler_info"):
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        memory = min((w["memory_limit"] for w in workers if w["memory_limit"]), default=None)
-        return Crew(client, max(1, len(workers)), max(1, sum(w["nthreads"] for w in workers)), memory)
-    if schedule is dask.local.get_sync:
-        return Crew(None, 1, 1, None)
-    return Crew(None, 1, dask.config.get("num_workers", None) or CPU_COUNT, None)
-
-
-def locally() -> bool:
-    """Whether tasks run in this process and see its memory."""
-    return crew().client is None and getattr(get_scheduler(), "__module__", "") != "dask.multiprocessing"
 
 
 def walk(
@@ -125,18 +88,19 @@ def walk(
         runs = keep.as_before(matrix.side, runs)
         lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
     walked = _Walk(matrix, fold, runs, lengths, uuid.uuid4().hex)
-    heard = _listener(matrix, pass_number, passes)
+    length = int(matrix.cuts[-1] - matrix.cuts[0])
+    heard = counted(pass_number, passes, matrix.n_blocks, matrix.bytes_a_pass, length)
     started = time.perf_counter()
     if at_work.client is not None:
-        with _told_by_workers(at_work.client, walked.token, heard):
+        with told_by_workers(at_work.client, walked.token, heard):
             kept, fresh = walked.kept(keep)
             summary, tally = _on_cluster(at_work.client, *walked.job(kept, fresh))
     else:
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
-        with threadpool_limits(limit), _told_by_tasks(walked.sizes, heard):
+        with threadpool_limits(limit), told_by_tasks(walked.sizes, heard):
             kept, fresh = walked.kept(keep)
             ((summary, tally),) = dask.compute(walked.job(kept, fresh)[0], optimize_graph=False)
-    heard(int(matrix.cuts[-1] - matrix.cuts[0]))
+    heard(length)
     nbytes = walked.bytes_beside if kept and not fresh else matrix.bytes_a_pass
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
@@ -157,7 +121,7 @@ def summarise(
     Where the run is `fresh` its reading is part of this walk, and the half of what there is to tell has been told.
     """
     fold = fold if measuring else unmeasured(fold)
-    say, held, implicit = _voice(token), None, implicitly(fold, matrix)
+    say, held, implicit = voice(token), None, implicitly(fold, matrix)
     scratch: dict[str, np.ndarray] = {}
     kept = run.blocks if run else ()
     reading, computing, done = run.seconds if run and fresh else 0.0, 0.0, 0
@@ -174,7 +138,7 @@ def summarise(
 @memory_is_reused()
 def read_run(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray, inputs: Any, token: str) -> Run:
     """The task: read the blocks between the cuts and make them ready, to be kept."""
-    say, blocks = _voice(token), []
+    say, blocks = voice(token), []
     for block in _blocks(fold, matrix, cuts, inputs, reuse=False):
         blocks.append(block)
         say((block.at[1] - block.at[0]) / 2)
@@ -370,74 +334,3 @@ def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
         future.cancel()
         for run in held:
             run.release()
-
-
-def _listener(matrix: Matrix, pass_number: int, passes: int | None) -> Callable[[float], None]:
-    hear = listener()
-    done, length = 0.0, max(int(matrix.cuts[-1] - matrix.cuts[0]), 1)
-
-    def heard(positions: float) -> None:
-        nonlocal done
-        done += positions
-        if hear is not None:
-            total = matrix.bytes_a_pass
-            share = min(done / length, 1.0)
-            blocks = round(share * matrix.n_blocks)
-            hear(Progress(pass_number, passes, blocks, matrix.n_blocks, int(share * total), total))
-
-    return heard
-
-
-@contextmanager
-def _told_by_tasks(sizes: dict[Any, float], heard: Callable[[float], None]) -> Iterator[None]:
-    """Local schedulers: Dask says when a task is done."""
-
-    def posttask(key: Any, *_: Any) -> None:
-        if key in sizes:
-            heard(sizes[key])
-
-    heard(0)
-    with Callback(posttask=posttask):
-        yield
-
-
-@contextmanager
-def _told_by_workers(client: Any, token: str, heard: Callable[[float], None]) -> Iterator[None]:
-    """A cluster: workers log how many rows they have done."""
-    if listener() is None:
-        yield
-        return
-    heard(0)
-    client.subscribe_topic(token, lambda event: heard(float(event[1])))
-    try:
-        yield
-    finally:
-        client.unsubscribe_topic(token)
-
-
-def _voice(token: str) -> Callable[[float], None]:
-    """How a task on a worker says what it has done, a few times a second, and sees that nobody waits for it any more.
-
-    Elsewhere nothing needs saying.
-    """
-    if "distributed.worker" not in sys.modules:
-        return lambda positions: None
-    from distributed import get_worker
-
-    try:
-        worker = get_worker()
-    except ValueError:
-        return lambda positions: None
-    state = [time.monotonic(), 0.0]
-    # A thread that a task has started itself, as a site's does, has no task of its own.
-    task = worker.state.tasks.get(worker.active_threads.get(get_ident(), ""))
-
-    def say(positions: float) -> None:
-        state[1] += positions
-        if time.monotonic() - state[0] > _TELL_EVERY:
-            if task is not None and task.state == "cancelled":  # Dask cannot stop a thread: it stops itself
-                raise CancelledError
-            worker.log_event(token, state[1])
-            state[0], state[1] = time.monotonic(), 0.0
-
-    return say

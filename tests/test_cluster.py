@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster
 from pipeline import PCA, open_matrix, plan
 from pipeline.folds.rows import shifted
 from pipeline.keep import Block, Run
-from pipeline.kernels.implicit import SparseBlock
+from pipeline.kernels.sparse import SparseBlock
 from pipeline.progress import Progress, listening
 
 SHAPE = (3_000, 80)

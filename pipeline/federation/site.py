@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import dask
 import numpy as np
 
+from pipeline.crew import crew
 from pipeline.errors import InputError
 from pipeline.federation.answers import answer
 from pipeline.federation.privacy import DP, Ledger
 from pipeline.federation.record import Record
 from pipeline.matrix import Matrix, open_matrix
-from pipeline.walk import crew
 
 __all__ = ["Member", "Site", "Waiter", "sites_of"]
 

@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 
 from pipeline.errors import InputError, PipelineError
-from pipeline.kernels.implicit import as_compressed
+from pipeline.kernels.sparse import as_compressed
 from pipeline.sources.trust import check_trusted
 
 __all__ = ["FORMATS", "Reading", "Slab", "SparseRows", "slabs", "suffix_of"]

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import zarr
 
 from pipeline.errors import InputError, StoreError
-from pipeline.kernels.implicit import as_compressed
+from pipeline.kernels.sparse import as_compressed
 from pipeline.sources.source import COLUMNS, ROWS, Range, Source, joined_cuts
 from pipeline.sources.sparse import Compressed, apart
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from pipeline.kernels.implicit import SparseBlock
+from pipeline.kernels.sparse import SparseBlock
 from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, rectangle_nbytes
 from pipeline.sources.sparse import SparseHollow, gathered
 from pipeline.sources.window import Window

@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 from scipy.sparse import hstack
 
-from pipeline.kernels.implicit import ImplicitBlock, SparseBlock
+from pipeline.kernels.implicit import ImplicitBlock
+from pipeline.kernels.sparse import SparseBlock
 from pipeline.sources.anndata import StoredSparse
 from pipeline.sources.dasked import Dasked
 from pipeline.sources.source import ROWS, ImplicitSource, Range, Source, rectangle_nbytes

@@ -20,7 +20,7 @@ from dask.system import CPU_COUNT
 from zarr.abc.store import Store
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.implicit import as_scipy
+from pipeline.kernels.sparse import as_scipy
 from pipeline.labels import Coord, Labels
 from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
 from pipeline.sources.dasked import Dasked, is_dasked

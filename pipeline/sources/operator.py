@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.kernels.implicit import OperatorBlock
+from pipeline.kernels.operator import OperatorBlock
 from pipeline.sources.source import ROWS, Range, Source
 
 __all__ = ["Operator", "is_operator"]

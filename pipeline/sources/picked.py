@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipeline.kernels.implicit import SparseBlock, as_compressed
+from pipeline.kernels.sparse import SparseBlock, as_compressed
 from pipeline.sources.source import ImplicitSource, Range, Source, even_cuts, joined_cuts
 from pipeline.sources.sparse import apart
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.kernels.implicit import SparseBlock, as_compressed
+from pipeline.kernels.sparse import SparseBlock, as_compressed
 from pipeline.sources.source import COLUMNS, ROWS, Range, Source, even_cuts, joined_cuts
 
 __all__ = ["Compressed", "Sparse", "SparseHollow", "apart", "gathered", "stretch"]
