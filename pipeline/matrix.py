@@ -288,7 +288,7 @@ def open_matrix(
 
     Parameters
     ----------
-    source : path, URL, zarr Array or Group, dask, NumPy or sparse array, DataArray, Dataset, DataFrame, operator
+    source : path, URL, zarr, dask, NumPy or sparse array, zarr Group, DataArray, Dataset, DataFrame, AnnData, operator
         Numbers: integers, booleans, floats or complex numbers of any width. A group may be a sparse matrix or a whole
         data set as anndata stores them; sparse data is never made dense. Operators have `matmat` and `rmatmat`.
     variable : str or list of str, optional

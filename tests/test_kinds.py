@@ -294,6 +294,29 @@ def test_anndata_knows_cells_and_genes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_matrix(where, sample_dims="feature").read(0), X.T)
 
 
+@pytest.mark.parametrize("variable", [None, "layers/counts", "raw", "obsm/X_pca", ["X", "layers/counts"]])
+def test_an_anndata_object_is_as_its_store(variable: Any, tmp_path: Path) -> None:
+    ad, where = pytest.importorskip("anndata"), tmp_path / "a.zarr"
+    cells = ad.AnnData(sp.csr_matrix(X), layers={"counts": sp.csc_matrix(2 * X)}, obsm={"X_pca": X[:, :4]})
+    cells.obs_names, cells.var_names = [f"cell{i}" for i in range(N)], [f"gene{i}" for i in range(D)]
+    cells.raw = cells.copy()
+    cells.write_zarr(where)
+    held, kept = (open_matrix(source, variable=variable) for source in (cells, where))
+    np.testing.assert_array_equal(held.rows(0, N).read(0), kept.rows(0, N).read(0))
+    assert (held.samples.describe(4), held.features.describe(2)) == (
+        kept.samples.describe(4),
+        kept.features.describe(2),
+    )
+    if variable is None:
+        found = PCA(3).fit(cells)
+        np.testing.assert_allclose(found.singular_values_, PCA(3).fit(where).singular_values_)
+        np.testing.assert_allclose(found.transform(cells[:60]), found.transform(where)[:60])
+        with pytest.raises(InputError, match="first gene39 instead of gene0"):
+            found.transform(cells[:, ::-1])
+        with pytest.raises(InputError, match="no matrix 'layers/none': it has X, raw/X, layers/counts, obsm/X_pca"):
+            open_matrix(cells, variable="layers/none")
+
+
 def test_stores_that_are_no_sparse_matrix_say_what_is_wrong(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "x.zarr", mode="w")
     group.attrs.update({"encoding-type": "csr_matrix", "shape": [3, 2]})

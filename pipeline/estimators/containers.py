@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.labels import Coord, Labels
 from pipeline.matrix import Matrix, open_matrix, open_stream
 from pipeline.rowwise import RowFunction, RowKernel, gathered, lazy
-from pipeline.sources import is_dasked, unmasked
+from pipeline.sources import is_annotated, is_dasked, unmasked
 from pipeline.subspace import Subspace
 
 __all__ = ["apply_rows", "check_features", "column_names", "matrix_like", "open_for_fit", "rows_from_scores"]
@@ -148,7 +148,9 @@ def _text(features: Labels) -> np.ndarray | None:
 
 def _in_memory(X: Any) -> bool:
     known = Matrix | xr.DataArray | xr.Dataset | zarr.Array | zarr.Group | str | PathLike | Store
-    if isinstance(X, known) or is_dasked(X) or hasattr(X, "to_scipy_sparse") or hasattr(X, "rmatmat"):
+    if isinstance(X, known) or is_dasked(X) or is_annotated(X):
+        return False
+    if hasattr(X, "to_scipy_sparse") or hasattr(X, "rmatmat"):
         return False
     if isinstance(X, np.ndarray) and X.ndim > 2:
         return False

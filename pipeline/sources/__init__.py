@@ -1,5 +1,6 @@
 """What a matrix is made of: one module for each way that entries are stored."""
 
+from pipeline.sources.anndata import is_annotated
 from pipeline.sources.dasked import is_dasked
 from pipeline.sources.opening import Opened, open_source, unmasked
 from pipeline.sources.operator import Operator
@@ -16,6 +17,7 @@ __all__ = [
     "Range",
     "Source",
     "Window",
+    "is_annotated",
     "is_dasked",
     "likeness",
     "open_source",

@@ -22,7 +22,7 @@ from pipeline.kernels.sparse import as_compressed
 from pipeline.sources.source import COLUMNS, ROWS, Range, Source, joined_cuts
 from pipeline.sources.sparse import Compressed, apart
 
-__all__ = ["Part", "StoredSparse", "is_anndata", "is_sparse", "parts_of"]
+__all__ = ["Part", "StoredSparse", "is_anndata", "is_annotated", "is_sparse", "parts_held", "parts_of"]
 
 _FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr_array": "csr", "csc_array": "csc"}
 _STRETCH = 4 << 20  # entries that are searched at a time, where a block is picked out of the whole
@@ -41,8 +41,13 @@ def is_anndata(node: Any) -> bool:
     )
 
 
+def is_annotated(source: Any) -> bool:
+    """Whether this is an AnnData object in memory; the library itself is not needed to know it."""
+    return hasattr(source, "obs_names") and hasattr(source, "layers")
+
+
 class Part(NamedTuple):
-    """One matrix of an anndata group, and the names of its rows and columns where there are any."""
+    """One matrix of an anndata group or object, and the names of its rows and columns where there are any."""
 
     name: str
     node: Any
@@ -55,10 +60,8 @@ def parts_of(group: Any, variable: str | Sequence[str] | None, name: str) -> lis
 
     Raises InputError when there is no such matrix.
     """
-    wanted = [variable or "X"] if isinstance(variable, str | None) else list(variable)
     samples, parts = _index_names(group.get("obs")), []
-    for path in wanted:
-        path = "raw/X" if path == "raw" else path.strip("/")
+    for path in _paths(variable):
         node = group.get(path)
         if not (is_sparse(node) or isinstance(node, zarr.Array)):
             known = [k for k in ("X", "raw/X") if k in group] + [
@@ -69,6 +72,26 @@ def parts_of(group: Any, variable: str | Sequence[str] | None, name: str) -> lis
         features = None if path.startswith("obsm/") else _index_names(group.get(frame))
         parts.append(Part(path, node, samples, features))
     return parts
+
+
+def parts_held(cells: Any, variable: str | Sequence[str] | None) -> list[Part]:
+    """The same of an AnnData object in memory."""
+    matrices = {"X": cells.X} | ({} if cells.raw is None else {"raw/X": cells.raw.X})
+    for place in ("layers", "obsm"):
+        matrices |= {f"{place}/{key}": matrix for key, matrix in sorted(getattr(cells, place).items())}
+    samples, parts = np.asarray(cells.obs_names, str), []
+    for path in _paths(variable):
+        if matrices.get(path) is None:
+            raise InputError(f"the AnnData object has no matrix {path!r}: it has {', '.join(matrices)}")
+        of = cells.raw if path.startswith("raw/") else cells
+        features = None if path.startswith("obsm/") else np.asarray(of.var_names, str)
+        parts.append(Part(path, matrices[path], samples, features))
+    return parts
+
+
+def _paths(variable: str | Sequence[str] | None) -> list[str]:
+    wanted = [variable or "X"] if isinstance(variable, str | None) else variable
+    return ["raw/X" if path == "raw" else path.strip("/") for path in wanted]
 
 
 def _index_names(frame: Any) -> np.ndarray | None:

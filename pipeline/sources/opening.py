@@ -22,7 +22,7 @@ from zarr.abc.store import Store
 from pipeline.errors import InputError, PipelineError, StoreError
 from pipeline.kernels.sparse import as_scipy
 from pipeline.labels import Coord, Labels
-from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_sparse, parts_of
+from pipeline.sources.anndata import Part, StoredSparse, is_anndata, is_annotated, is_sparse, parts_held, parts_of
 from pipeline.sources.dasked import Dasked, is_dasked
 from pipeline.sources.grid import Decoded, Grid
 from pipeline.sources.joined import Joined
@@ -101,6 +101,8 @@ def _fields(source: Any, variable: Names | None) -> tuple[list[_Field], str]:
         return _group_fields(source, variable, f"zarr group {source.store_path}")
     if isinstance(source, xr.Dataset):
         return [_labelled(a) for a in _chosen(source, variable, several=True)], "xarray Dataset"
+    if is_annotated(source):
+        return [_anndata_field(part, "AnnData object") for part in parts_held(source, variable)], "AnnData object"
     if variable is not None:
         raise InputError(
             f"variable={variable!r}: a {type(source).__name__} has no variables; open a group or a Dataset"
@@ -210,9 +212,12 @@ def _group_fields(group: zarr.Group, variable: Names | None, name: str) -> tuple
 
 
 def _anndata_field(part: Part, name: str) -> _Field:
-    """A matrix of an anndata group: its samples are called as in `obs`, its features as in `var`."""
-    array = StoredSparse.of(part.node, f"{name}/{part.name}") if is_sparse(part.node) else part.node
-    field = replace(_bare(array), name=part.name)
+    """A matrix of an anndata group or object: its samples are called as in `obs`, its features as in `var`."""
+    if is_sparse(part.node):
+        field = _bare(StoredSparse.of(part.node, f"{name}/{part.name}"))
+    else:
+        field = _bare(part.node) if isinstance(part.node, zarr.Array) else _fields(part.node, None)[0][0]
+    field, array = replace(field, name=part.name), field.array
     if len(field.dims) != 2:
         return field
     coords = {}
