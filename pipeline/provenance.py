@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,19 @@ def provenance(
             **({} if content is None else {"content": content.id}),
         },
         "seed": plain(parameters.get("random_state")),
-        "versions": {library: version(library) for library in _LIBRARIES},
+        "versions": dict(_versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if plan is None else {"plan": str(plan)}),
         **found.provenance,
         **({"seen": seen} if seen else {}),
     }
     return replace(found, provenance=story)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the libraries in this process: to look them up takes as long as a small fit."""
+    return {library: version(library) for library in _LIBRARIES}
 
 
 def whereabouts(X: Matrix, stop: int, start: int = 0) -> dict[str, Any]:
