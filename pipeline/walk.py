@@ -31,7 +31,7 @@ from pipeline.fold import Fold, Preparing, Skipping, Tally, ready, unmeasured
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
-from pipeline.progress import counted, told_by_tasks, told_by_workers, voice
+from pipeline.telling import counted, told_by_tasks, told_by_workers, voice
 
 __all__ = ["waiting_nbytes", "walk"]
 
