@@ -68,25 +68,41 @@ def parts_of(group: Any, variable: str | Sequence[str] | None, name: str) -> lis
                 f"{place}/{key}" for place in ("layers", "obsm") for key in sorted(group.get(place, ()))
             ]
             raise InputError(f"{name} has no matrix {path!r}: it has {', '.join(known)}")
-        frame = "raw/var" if path.startswith("raw/") else "var"
-        features = None if path.startswith("obsm/") else _index_names(group.get(frame))
-        parts.append(Part(path, node, samples, features))
+        frame = _frame(path)
+        parts.append(Part(path, node, samples, None if frame is None else _index_names(group.get(frame))))
     return parts
 
 
 def parts_held(cells: Any, variable: str | Sequence[str] | None) -> list[Part]:
     """The same of an AnnData object in memory."""
-    matrices = {"X": cells.X} | ({} if cells.raw is None else {"raw/X": cells.raw.X})
-    for place in ("layers", "obsm"):
-        matrices |= {f"{place}/{key}": matrix for key, matrix in sorted(getattr(cells, place).items())}
     samples, parts = np.asarray(cells.obs_names, str), []
+    frames: dict[str | None, Any] = {"var": cells, "raw/var": cells.raw, None: None}
     for path in _paths(variable):
-        if matrices.get(path) is None:
-            raise InputError(f"the AnnData object has no matrix {path!r}: it has {', '.join(matrices)}")
-        of = cells.raw if path.startswith("raw/") else cells
-        features = None if path.startswith("obsm/") else np.asarray(of.var_names, str)
-        parts.append(Part(path, matrices[path], samples, features))
+        matrix = _held(cells, path)
+        if matrix is None:
+            known = ["X", *(["raw/X"] if cells.raw is not None else [])] + [
+                f"{place}/{key}" for place in ("layers", "obsm") for key in sorted(getattr(cells, place))
+            ]
+            raise InputError(f"the AnnData object has no matrix {path!r}: it has {', '.join(known)}")
+        of = frames[_frame(path)]
+        parts.append(Part(path, matrix, samples, None if of is None else np.asarray(of.var_names, str)))
     return parts
+
+
+def _held(cells: Any, path: str) -> Any:
+    """The one matrix of an AnnData object that a path names, if there is one: a view of it copies what is asked for."""
+    if path in ("X", "raw/X"):
+        of = cells if path == "X" else cells.raw
+        return None if of is None else of.X
+    place, _, key = path.partition("/")
+    return getattr(cells, place).get(key) if place in ("layers", "obsm") else None
+
+
+def _frame(path: str) -> str | None:
+    """The data frame whose index names the columns of a matrix; none does for embeddings."""
+    if path.startswith("obsm/"):
+        return None
+    return "raw/var" if path.startswith("raw/") else "var"
 
 
 def _paths(variable: str | Sequence[str] | None) -> list[str]:
