@@ -56,7 +56,7 @@ def test_merge_is_pca_of_all_rows_for_any_partition(cuts: list[int], seed: int) 
     assert found.n_samples == 100
     assert found.angle_bound < 1e-8
     if len(parts) > 2:  # associative where nothing is cut
-        pair = aggregate(parts[:2], n_components=min(7, edges[2]))  # as many as its rows can have
+        pair = aggregate(parts[:2], n_components=min(7, edges[2] + 1))  # as many as it has room for
         left = aggregate([pair, *parts[2:]], n_components=4)
         assert left.distance(found).max() < 1e-8
 
