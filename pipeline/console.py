@@ -40,7 +40,7 @@ class Pace:
     """How fast the current pass goes; a pass starts where the one before it ended."""
 
     clock: Callable[[], float] = time.monotonic
-    pass_number: int = 0
+    pass_number: int = -1
     blocks: int = 0
     started: float = field(init=False)
     seconds: float = 0.0
@@ -119,6 +119,8 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
 
 
 def _title(now: Progress) -> str:
+    if now.pass_number == 0:
+        return "a sample"
     return f"pass {now.pass_number}" + (f" of {now.passes}" if now.passes else "")
 
 

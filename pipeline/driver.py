@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import speed
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold, Tally
-from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowScores, Witness, witnessed
+from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowSample, RowScores, Witness, witnessed
 from pipeline.folds.means import Observed
 from pipeline.keep import Keep
 from pipeline.kernels.blocks import doubled
@@ -54,6 +54,11 @@ class Run:
     content: Content | None = None
     observed: Observed | None = None
     half: Half | None = None
+
+    @property
+    def passes(self) -> int:
+        """Walks over all rows; a sample of them is number 0."""
+        return sum(walk["pass"] > 0 for walk in self.walks)
 
 
 def solve(
@@ -117,7 +122,7 @@ def solve(
     found = solver.result(X, run.state)
     seen = [] if run.content is None else [run.content.plain()]
     story = {"solver": solver.name, "reason": reason, "walks": _plain(run.walks), "seen": seen}
-    found = replace(found, passes=len(run.walks), provenance={**story, **found.provenance})
+    found = replace(found, passes=run.passes, provenance={**story, **found.provenance})
     if tol is not None and np.sin(found.angle_bound) > tol:
         unknown = solver.settings.missing == "em" and reason == CONVERGED
         why = "no bound is known where entries are missing" if unknown else _WHY[reason]
@@ -152,10 +157,10 @@ def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.nd
 
 def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
     """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
-    matrix, number = X if fold.side == X.side else X.T, len(run.walks) + 1
+    matrix, number = X if fold.side == X.side else X.T, 0 if isinstance(fold, RowSample) else run.passes + 1
     # Of an operator no entries are known, and of a stream not how many there will be.
     looking = run.content is None and not isinstance(X.source, Operator | Stream)
-    cuts = getattr(fold, "cuts", None)  # of a fold that walks a stretch of the rows only
+    cuts = getattr(fold, "cuts", None)  # of a fold that walks some stretches of the rows only
     if cuts is not None:
         matrix = matrix.stretch(cuts)
         looking, told = False, {**told, "keep": None}

@@ -28,8 +28,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
-# Passes more, and bytes of the data, from which on keeping blocks costs less than reading them again.
-_WORTH_KEEPING, _WORTH_KEEPING_BYTES = 2, 4 << 20
+_WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs less than reading them again
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
 _OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
 _AGAIN = 16  # times that a chunk may be decoded in a pass: a fit that takes more would not end
@@ -56,6 +55,8 @@ class Plan:
     threads: int
     tol: float | None
     open_ended: bool = False
+    sample_bytes: int = 0
+    """Of `bytes_read`: those of a sample of the rows, which the passes begin with."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -66,7 +67,9 @@ class Plan:
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
         lines = {
             "solver": f"{self.solver}: {self.why}",
-            "passes": f"{least}{self.passes}" + (f", until the angle is certified to {self.tol:g}" if self.tol else ""),
+            "passes": f"{least}{self.passes}"
+            + (f", from a sample of {format_bytes(self.sample_bytes)}" if self.sample_bytes else "")
+            + (f", until the angle is certified to {self.tol:g}" if self.tol else ""),
             "bytes read": f"{least}{format_bytes(self.bytes_read)}",
             "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
@@ -144,6 +147,8 @@ def prepare(
             refused.append(error)
     if not fits:
         raise min(refused, key=lambda error: error.needed or 0)
+    if any(p.solver.name == "krylov" for p in fits) and solver == "auto":  # fewer passes, and fewer columns in all
+        fits = [p for p in fits if p.solver.name != "randomized"]
     exact = [p for p in fits if getattr(p.solver, "inner", p.solver).exact]
     best = min(fits, key=lambda p: p.plan.seconds)
     if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= _EXACT * best.plan.seconds):
@@ -222,19 +227,20 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     again = cost.passes - 1 + room.scores  # passes that can do with what is kept
     dtype = cost.dtype or X.block_dtype
-    worth, held = room.keeping and (again >= _WORTH_KEEPING or room.scores), matrix.kept_nbytes(dtype)
+    worth, held = room.keeping and again > 0, matrix.kept_nbytes(dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
     peak += int(_KEPT_UP * -(-kept // at_work.workers) * held)
     if kept == matrix.n_blocks and not X.source.implicit:  # they are read into what is kept, and no other block is
         peak -= int(_threads(matrix, at_work) * matrix.block_nbytes(dtype))
+    spared = (cost.passes - 1) * (kept * matrix.bytes_a_pass // matrix.n_blocks)
     seconds = _seconds(matrix, cost, at_work, kept)
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
-        bytes_read=passes * matrix.bytes_a_pass - (cost.passes - 1) * (kept * matrix.bytes_a_pass // matrix.n_blocks),
+        bytes_read=cost.sample_read + passes * matrix.bytes_a_pass - spared,
         peak_memory=peak,
         blocks_kept=kept,
         seconds=seconds,
@@ -247,6 +253,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
         threads=at_work.threads,
         tol=solver.settings.tol,
         open_ended=cost.open_ended,
+        sample_bytes=cost.sample_read,
     )
     return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * held)
 
@@ -262,10 +269,11 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
+    sampling = threads * reading + 2 * cost.sample_bytes
     at_it = threads * (each + waiting_nbytes(cost.summary_bytes)) + 3 * cost.summary_bytes
     if at_work.client is not None:
-        return int(_ROUNDED_UP * (at_it + cost.summary_bytes))
-    return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes))
+        return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))
+    return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes, sampling))
 
 
 def _threads(X: Matrix, at_work: Crew) -> int:
@@ -275,7 +283,7 @@ def _threads(X: Matrix, at_work: Crew) -> int:
 
 def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
     """Bytes that all workers together can keep decoded beside their work."""
-    small = X.bytes_a_pass < _WORTH_KEEPING_BYTES
+    small = X.bytes_a_pass < _WORTH_KEEPING
     # What is in memory needs no keeping, but for sparse entries, which are multiplied in double precision.
     there = X.source.held and not (X.source.implicit and locally())
     if there or small or (at_work.client is None and not locally()):

@@ -19,7 +19,10 @@ __all__ = ["Progress", "listener", "listening", "tell"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the current pass is: blocks and decoded bytes done and in all; `passes` is None while it is open."""
+    """How far the current pass is: blocks and decoded bytes done and in all; `passes` is None while it is open.
+
+    Number 0 is a sample of the rows, which a fit may begin with.
+    """
 
     pass_number: int
     passes: int | None

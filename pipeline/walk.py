@@ -101,7 +101,7 @@ def walk(
             kept, fresh = walked.kept(keep)
             ((summary, tally),) = dask.compute(walked.job(kept, fresh)[0], optimize_graph=False)
     heard(length)
-    nbytes = walked.bytes_beside if kept and not fresh else matrix.bytes_a_pass
+    nbytes = walked.bytes_read(beside=bool(kept) and not fresh)
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
 
@@ -155,11 +155,10 @@ def _blocks(
         yield from _implicit_blocks(fold, matrix, cuts)
         return
     across = matrix.shape[1 - matrix.side]
-    longest = int(np.diff(cuts).max(initial=0)) if reuse else int(cuts[-1] - cuts[0])
+    stretches = [at for at in pairwise(cuts.tolist()) if not (isinstance(fold, Skipping) and fold.skips(at))]
+    longest = max((b - a for a, b in stretches), default=0) if reuse else int(cuts[-1] - cuts[0])
     buffer = np.empty(longest * across, fold.dtype)  # in one piece, for which the system has the largest pages
-    for a, b in pairwise(cuts.tolist()):
-        if isinstance(fold, Skipping) and fold.skips((a, b)):
-            continue
+    for a, b in stretches:
         started, first_entry = time.perf_counter(), 0 if reuse else (a - int(cuts[0])) * across
         flat = buffer[first_entry : first_entry + (b - a) * across]
         x = matrix.read_range(a, b, flat.reshape((b - a, across) if matrix.side == 0 else (across, b - a)))
@@ -231,11 +230,15 @@ class _Walk:
             sizes |= {("read-" + self.token, i): half, ("fold-" + self.token, i): sizes["fold-" + self.token, i] - half}
         return sizes
 
-    @property
-    def bytes_beside(self) -> int:
-        """Decoded bytes of what is not kept."""
-        X = self.matrix
-        parts = (X.cuts[a + kept : b + 1] for (a, b), kept in zip(self.runs, self.lengths, strict=True))
+    def bytes_read(self, beside: bool) -> int:
+        """Decoded bytes of what is not skipped: of all of it, or `beside` what is kept."""
+        X, fold = self.matrix, self.fold
+        if isinstance(fold, Skipping):
+            parts = [np.array(at) for at in pairwise(X.cuts.tolist()) if not fold.skips(at)]
+        elif beside:
+            parts = [X.cuts[a + kept : b + 1] for (a, b), kept in zip(self.runs, self.lengths, strict=True)]
+        else:
+            return X.bytes_a_pass
         return sum(X.source.touched(X.side, cuts) for cuts in parts if len(cuts) > 1)
 
     def kept(self, keep: Keep | None) -> tuple[dict[int, Delayed], bool]:
@@ -295,7 +298,9 @@ class _Walk:
     def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
         """The arguments of a task for blocks [a, b)."""
         cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
-        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if _ships(self.matrix) and b > a else None
+        idle = all(isinstance(self.fold, Skipping) and self.fold.skips(at) for at in pairwise(cuts.tolist()))
+        ships = _ships(self.matrix) and not idle
+        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if ships else None
         return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
 
     def _collected(self, name: str, layer: dict[Any, Any], *kept: Delayed) -> HighLevelGraph:

@@ -80,6 +80,20 @@ def test_local_schedulers_agree(path: str, scheduler: str) -> None:
     np.testing.assert_allclose(there.components_, here.components_, atol=1e-11)
 
 
+def test_a_sample_is_taken_by_workers_too(client: Client, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.solvers.iteration._DEAR", 0)
+    monkeypatch.setattr("pipeline.solvers.krylov._TIMES", 1)
+    x = np.random.default_rng(3).standard_normal((2400, 300)) * np.geomspace(10, 0.1, 300)
+    X, model = open_matrix(x).cut_at(60), PCA(3, solver="krylov", tol=1e-6)
+    here = model.fit(X).subspace_
+    told: list[Progress] = []
+    with client.as_current(), listening(told.append):
+        there = model.fit(X).subspace_
+    assert {p.pass_number for p in told} == set(range(there.passes + 1))
+    assert there.provenance["walks"][0]["bytes"] == here.provenance["walks"][0]["bytes"] > 0
+    assert max(here.distance(there)) < 1e-9
+
+
 def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:
     told: list[Progress] = []
     with client.as_current(), listening(told.append):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import PCA, TruncatedSVD, load, open_matrix, plan, speed
+from pipeline import PCA, Subspace, TruncatedSVD, load, open_matrix, plan, speed
 from pipeline.cli import main
-from pipeline.errors import InputError, PlanError, StoreError
+from pipeline.driver import solve
+from pipeline.errors import ConvergenceError, InputError, PlanError, StoreError
 from pipeline.jobs.run import run_job
 from pipeline.jobs.spec import parse_job
 from pipeline.kernels.linalg import orthonormal
-from pipeline.solvers import iteration
+from pipeline.kernels.rank import Rank
+from pipeline.solvers import Settings, iteration, krylov
 from pipeline.solvers.basis import Basis
 from pipeline.solvers.iteration import Iteration
 from pipeline.solvers.krylov import Krylov
@@ -142,6 +145,138 @@ def test_vectors_that_have_settled_end_a_dear_iteration(large: None) -> None:
     assert worst(found, problem.exact) < 1e-4
 
 
+class TestSample:
+    """The first block from a few stretches of rows."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Samples of matrices as small as these."""
+        monkeypatch.setattr(krylov, "_TIMES", 2)
+
+    def solved(self, x: np.ndarray, k: int = 40, sampled: bool = True, **how: Any) -> Subspace:
+        with pytest.MonkeyPatch.context() as patch:
+            if not sampled:
+                patch.setattr(Krylov, "sample", lambda self, X: None)
+            given = {name: how.pop(name) for name in ("weights", "sample_weights") if name in how}
+            return PCA(k, solver="krylov", **how).fit(open_matrix(x, **given).cut_at(60)).subspace_
+
+    def test_it_saves_a_pass(self) -> None:
+        x = noisy(2400)
+        truth, block = exact(x), 60
+        sampled, random = self.solved(x), self.solved(x, sampled=False)
+        assert (sampled.passes, random.passes) == (3, 4)
+        assert worst(sampled, truth) < 1e-3
+        check_certificate(sampled, truth)
+        walks = sampled.provenance["walks"]
+        assert [walk["pass"] for walk in walks] == [0, 1, 2, 3]
+        assert walks[0]["bytes"] == 4 * block * 600 * 8
+        ready = plan(open_matrix(x).cut_at(block), PCA(40, solver="krylov"))
+        assert ready.bytes_read == sum(walk["bytes"] for walk in walks)
+        assert ready.sample_bytes == walks[0]["bytes"]
+        assert "3, from a sample of 1.10 MiB" in str(ready)
+
+    def test_a_start_that_is_no_good_costs_a_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = noisy(2400, 1200) + 0.01 * np.random.default_rng(1).standard_normal((2400, 1200))
+        assert self.solved(x).passes == 3
+        monkeypatch.setattr(iteration, "leading", lambda x, l, rng: orthonormal(rng.standard_normal((x.shape[1], l))))
+        found = self.solved(x)
+        assert found.passes == 4
+        assert worst(found, exact(x)) < 1e-2
+
+    def test_rows_of_which_it_shows_nothing_are_found(self) -> None:
+        """Groups that lie one after the other, on features of their own, most of them between the stretches."""
+        rng = np.random.default_rng(1)
+        x = 0.05 * rng.standard_normal((2400, 600))
+        for group in range(40):
+            rows, features = slice(60 * group, 60 * group + 60), slice(15 * group, 15 * group + 15)
+            x[rows, features] += (1.1 + 2.0**-group) * rng.standard_normal((60, 1))
+        truth = exact(x)
+        found = self.solved(x, tol=1e-3)
+        assert truth.angle(found.components) <= np.sin(found.angle_bound) <= 1e-3
+        assert worst(self.solved(x), truth) < 0.05
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {"scale": "std"},
+            {"center": False},
+            {"weights": np.linspace(0, 2, 300)},
+            {"sample_weights": np.arange(2400) % 4},
+            {"scale": "std", "weights": np.linspace(1, 2, 300), "sample_weights": np.arange(2400) % 3},
+        ],
+        ids=str,
+    )
+    def test_settings_are_those_of_the_fit(self, how: dict[str, Any]) -> None:
+        x = noisy(2400, 300) * np.linspace(1, 3, 300) + 2
+        truth = exact(x, **how)
+        found = self.solved(x, 8, tol=1e-4, **how)
+        assert truth.angle(found.components) <= np.sin(found.angle_bound) <= 1e-4
+        assert found.provenance["walks"][0]["pass"] == 0
+        assert found.passes <= self.solved(x, 8, sampled=False, tol=1e-4, **how).passes
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.complex128, np.int16])
+    def test_any_numbers(self, dtype: Any) -> None:
+        x = noisy(2400, 300)
+        x = ((x + 1j * noisy(2400, 300)[::-1] if np.dtype(dtype).kind == "c" else x) * 1000).astype(dtype)
+        found, other = self.solved(x), self.solved(x, sampled=False)
+        assert (found.passes, other.passes) == (3, 4)
+        np.testing.assert_allclose(found.singular_values, other.singular_values, rtol=1e-3)
+
+    def test_features_and_entries_without_values(self) -> None:
+        x = noisy(2400, 300)
+        x[:, 7] = np.nan
+        truth = exact(np.delete(x, 7, axis=1))
+        found = self.solved(x, 8, tol=1e-4)
+        assert truth.angle(np.delete(found.components, 7, axis=1)) <= np.sin(found.angle_bound) <= 1e-4
+        filled = self.solved(np.where(np.arange(2400)[:, None] % 7 == 3, np.nan, x[:, :7]), 3, missing="mean")
+        assert filled.n_samples == 2400
+        x[301, 9] = np.inf  # in the first stretch
+        with pytest.raises(InputError, match="row 301, feature 9"):
+            self.solved(x)
+
+    def test_a_checkpoint_goes_on_after_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = noisy(2400, 300)
+        whole = self.solved(x, checkpoint=str(tmp_path / "whole"))
+        step, steps = Krylov.step, []
+
+        def dies(self: Krylov, *args: Any) -> Any:
+            steps.append(1)
+            if len(steps) == 2:
+                raise KeyboardInterrupt
+            return step(self, *args)
+
+        monkeypatch.setattr(Krylov, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            self.solved(x, checkpoint=str(tmp_path / "broken"))
+        monkeypatch.setattr(Krylov, "step", step)
+        again = self.solved(x, checkpoint=str(tmp_path / "broken"))
+        np.testing.assert_array_equal(again.components, whole.components)
+        assert [walk["pass"] for walk in again.provenance["walks"]] == [0, 1, 2, 3]
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        spectrum=spectra,
+        n=st.integers(400, 700),
+        d=st.integers(30, 70),
+        seed=st.integers(0, 10**6),
+        tol=st.sampled_from([None, 0.1]),
+        dtype=st.sampled_from([np.float64, np.float32]),
+    )
+    def test_no_bound_is_below_the_truth(self, spectrum, n, d, seed: int, tol, dtype) -> None:
+        x = random_case(spectrum, n, d, seed, dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Krylov, "width", lambda self, X: 6)
+            patch.setattr(Krylov, "may_be_wide", lambda self, X: False)
+            X = open_matrix(x).cut_at(13)
+            solver = Krylov(Settings(Rank(4), tol=tol))
+            assert solver.sample(X) is not None
+            try:
+                found = solve(X, solver)
+            except ConvergenceError as error:
+                found = error.subspace
+            check_certificate(found, exact(x))
+
+
 class TestStart:
     """An earlier answer to begin with."""
 
@@ -238,7 +373,8 @@ def test_the_choice_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_every_iteration_says_its_passes() -> None:
     X = open_matrix(np.broadcast_to(np.float32(0), (60_000, 20_000)))
-    assert plan(X, PCA(50, solver="krylov")).passes == 4
+    assert plan(X, PCA(50, solver="krylov")).passes == 3  # and a sample
+    assert plan(X.cut_to(X.nbytes // 20), PCA(50, solver="krylov")).passes == 4  # of so few blocks none is taken
     assert plan(X, PCA(50, solver="randomized")).passes == 10
     assert issubclass(Krylov, Iteration)
 

@@ -7,6 +7,7 @@ from pipeline.folds.digest import Digest, RowDigest
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
+from pipeline.folds.sample import RowSample, Sample, spread_cuts
 from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.witness import Content, Witness, witnessed
 
@@ -24,8 +25,11 @@ __all__ = [
     "RowMeans",
     "RowMoments",
     "RowProduct",
+    "RowSample",
     "RowScores",
+    "Sample",
     "Standard",
     "Witness",
+    "spread_cuts",
     "witnessed",
 ]

@@ -137,7 +137,8 @@ def walks(passes: list[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         seconds, size = float(walk.get("seconds") or 0), int(walk.get("bytes") or 0)
         spent = (format_time(float(walk.get(key) or 0)) for key in ("seconds", "read_seconds", "compute_seconds"))
         rate = f"{format_bytes(int(size / seconds))}/s" if seconds > 0 else "–"
-        rows.append((str(walk.get("pass", number)), count(walk.get("blocks") or 0), format_bytes(size), *spent, rate))
+        name = str(walk.get("pass", number) or "sample")
+        rows.append((name, count(walk.get("blocks") or 0), format_bytes(size), *spent, rate))
     return rows
 
 

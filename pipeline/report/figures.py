@@ -153,10 +153,10 @@ def walks(passes: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw the thread seconds that each pass spent reading and computing."""
     reading, computing = (np.array([float(p.get(k) or 0) for p in passes]) for k in ("read_seconds", "compute_seconds"))
     figure, (ax,) = blank(0.75 + 0.3 * min(len(passes), 8))
-    number = np.arange(1, len(passes) + 1)
+    number = np.arange(len(passes)) + (passes[0].get("pass") != 0)  # number 0 is a sample
     ax.barh(number, reading, height=0.6, color=SAND, label="reading and decoding")
     ax.barh(number, computing, left=reading, height=0.6, color=BLUE, label="computing")
-    ax.set_ylim(len(passes) + 0.6, 0.4)
+    ax.set_ylim(number[-1] + 0.6, number[0] - 0.6)
     whole_numbers(ax.yaxis, 8)
     ax.xaxis.set_major_formatter(EngFormatter("s"))
     ax.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)

@@ -55,9 +55,9 @@ class Probes:
         return cls(np.zeros((m, 0)), np.zeros((0, 0)))
 
     @classmethod
-    def drawn(cls, m: int, number: int, seed: Sequence[int]) -> Probes:
-        """Gaussian ones."""
-        return cls(*tall_qr(np.random.default_rng(seed).standard_normal((m, min(number, m)))))
+    def drawn(cls, m: int, number: int, seed: Sequence[int], beside: Sequence[np.ndarray] = ()) -> Probes:
+        """Gaussian ones, without their part in the span of orthonormal blocks that every later basis has in it."""
+        return cls(*tall_qr(deflated(beside, np.random.default_rng(seed).standard_normal((m, min(number, m))))))
 
     def __len__(self) -> int:
         return self.columns.shape[1]

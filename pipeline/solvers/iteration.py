@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
+from pipeline.errors import NonfiniteError
+from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct, RowSample, Sample
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of
+from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of, standardise_columns
+from pipeline.kernels.leading import leading
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
@@ -33,6 +35,8 @@ _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: the
 _DEAR = 256 << 20  # bytes from which on a pass counts
 _WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
+_ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
+_SHAKEN = 0.3  # how much of a start is random, so that it has a part of what the sample does not show
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class IterationState:
     scale: np.ndarray | None = None
     reason: str | None = None
     factor: Factor | None = None
+    sampling: bool = False
+    """Whether the next walk is that of a sample."""
 
     @property
     def rank(self) -> int:
@@ -112,8 +118,14 @@ class Iteration:
         raise NotImplementedError
 
     def effort(self, X: Matrix) -> int:
-        """Passes without a tol, from where it starts."""
-        return self.passes(X) if self.settings.start is None or self.side == COLUMNS else min(_WARM, self.passes(X))
+        """Passes without a tol, from where it starts; a start from a sample saves one."""
+        if self.settings.start is not None and self.side == ROWS:
+            return min(_WARM, self.passes(X))
+        return self.passes(X) - (self.sample(X) is not None)
+
+    def sample(self, X: Matrix) -> np.ndarray | None:
+        """Cuts between which the rows lie that the first block is found from (`RowSample`); None: it is random."""
+        return None
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         """Whether an answer is to be drawn from the products of this pass."""
@@ -156,9 +168,15 @@ class Iteration:
         # multiplied, as it is sent, its product, and Ritz vectors with theirs.
         most, held = (8 * m * (blocks * basis + 6 * l) for blocks in (7, 2))
         flops = 4.0 * n * d * l
-        return Cost(
+        cost = Cost(
             passes, self.side, 8 * m * l, dtype.itemsize * m * l, most + long, flops, state_bytes=held, dtype=dtype
         )
+        cuts = self.sample(X)
+        if cuts is None:
+            return cost
+        spans = cuts[1:-1].reshape(-1, 2)
+        rows, read = int(np.diff(spans).sum()), sum(X.source.touched(ROWS, span) for span in spans)
+        return replace(cost, sample_bytes=rows * d * dtype.itemsize, sample_read=read)
 
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
@@ -167,7 +185,8 @@ class Iteration:
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m))
+        sampling = self.sample(X) is not None
+        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m), sampling=sampling)
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
@@ -175,6 +194,10 @@ class Iteration:
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
+        if state.sampling:
+            cuts = self.sample(X)
+            assert cuts is not None
+            return RowSample(dtype, cuts)
         if state.reason is not None:
             assert state.left is not None
             return ColumnFactor(dtype, standard(X, self.settings), state.left)
@@ -185,6 +208,8 @@ class Iteration:
         return RowProduct(dtype, _factor(X, state)[:, None] * thin, state.passes == 0, probe, X.sample_weights)
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
+        if isinstance(summary, Sample):
+            return self._begun(X, replace(state, sampling=False), summary.rows())
         if isinstance(summary, Factor):
             return replace(state, passes=state.passes + 1, factor=summary)
         first = state.passes == 0
@@ -229,6 +254,23 @@ class Iteration:
             state.sines,
             state.passes,
         ).subspace(X, self.settings)
+
+    def _begun(self, X: Matrix, state: IterationState, rows: np.ndarray) -> IterationState:
+        """The state with a first block that spans the leading directions of some rows (m, d), about."""
+        s, cuts = self.settings, self.sample(X)
+        assert cuts is not None
+        counts = None
+        if X.sample_weights is not None:
+            counts = np.concatenate([X.sample_weights[a:b] for a, b in cuts[1:-1].reshape(-1, 2)])
+        try:
+            mean, scale, _ = standardise_columns(rows, X.weights, counts, s.center, s.scale)
+        except NonfiniteError:  # the walk of all rows will say where
+            return state
+        random = state.basis.block * np.isfinite(mean)[:, None]  # nothing at features that have no values here
+        lead = leading(rows, random.shape[1], np.random.default_rng([s.seed, 3]))
+        block = orthonormal(lead + _SHAKEN * random)
+        state = replace(state, basis=Basis.begun(block), scale=scale)
+        return state if s.scale else replace(state, probes=self._fresh_probes(state, (block,)))
 
     def _rows(self, X: Matrix, state: IterationState, summary: Products) -> tuple[Applied, IterationState]:
         s = self.settings
@@ -289,6 +331,9 @@ class Iteration:
             # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
             clear = answer.values[-1] > max(_FAINT * float(theta[0]), 2 * rounding)
             if clear and np.any(answer.values > theta[:k] * (1 + _AGREE)):
+                spare = self.sample(X) is not None and state.passes < self.passes(X)
+                if spare and np.any(answer.values > theta[:k] * (1 + _ALIKE)):  # the start was not so good
+                    return replace(state, basis=self.advance(state, grown, None, most))
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
         answer, ritz = extraction.rayleigh_ritz(products, theta, turn, k, width, outside, rounding)
@@ -329,8 +374,10 @@ class Iteration:
         if state.probes:
             return replace(state, probes=state.probes.sharpened(known, image))
         # Only now: a random basis, that of the first pass, would hide a part.
-        seed = [self.settings.seed, 1, state.passes]
-        return replace(state, probes=Probes.drawn(len(state.basis.block), self.n_probes, seed))
+        return replace(state, probes=self._fresh_probes(state))
+
+    def _fresh_probes(self, state: IterationState, beside: Sequence[np.ndarray] = ()) -> Probes:
+        return Probes.drawn(len(state.basis.block), self.n_probes, [self.settings.seed, 1, state.passes], beside)
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
         """Go on, or stop with a reason; float32 that stands in the way of tol is left for float64."""

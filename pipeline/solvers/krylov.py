@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+
+from pipeline.folds import spread_cuts
 from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers.basis import Basis
@@ -17,10 +20,14 @@ from pipeline.solvers.extraction import Ritz
 from pipeline.solvers.iteration import Iteration, IterationState, dear
 from pipeline.solvers.lanczos import Lanczos
 from pipeline.sources import ROWS, Operator
+from pipeline.sources.stream import Stream
 
 __all__ = ["Krylov"]
 
 _BLOCKS = 8
+# A sample: one block in so many gives a stretch of rows, these few at least and at most, and they lie so many blocks
+# apart; its bytes at most, and its rows at least, as a multiple of the columns.
+_ONE_IN, _FEWEST, _STRETCHES, _APART, _SAMPLE_BYTES, _TIMES = 24, 4, 16, 7, 160 << 20, 8
 _WIDE, _FEW = 64, 32  # columns of a block up to which BLAS takes hardly longer; components for which it is much wider
 
 
@@ -29,11 +36,11 @@ class Krylov(Iteration):
     """Block Krylov iteration from a random block.
 
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
-    that decay slowly; three over blocks of three times as many columns as are asked for, where these are few, which
-    reach as far; five passes and Ritz vectors, whose singular values are the norms of their scores to the last
-    digit, where a pass costs little. Of data that is not made dense every column of a block costs the same: there are
-    fewer of them, and six passes; or, where nothing has to be read for a pass, those of `narrowed`: the same number of
-    products then reaches much further.
+    that decay slowly; three from the leading directions of a sample, where Ritz values agree then; three over blocks of
+    three times as many columns as are asked for, where these are few, which reach as far; five passes and Ritz vectors,
+    whose singular values are the norms of their scores to the last digit, where a pass costs little. Of data that is
+    not made dense every column of a block costs the same: there are fewer of them, and six passes; or, where nothing
+    has to be read for a pass, those of `narrowed`: the same number of products then reaches much further.
     """
 
     name: ClassVar[str] = "krylov"
@@ -62,6 +69,21 @@ class Krylov(Iteration):
         """Three to six, or as many as fill the space after the random start."""
         most = 3 if self.may_be_wide(X) else 4 if dear(X) else 6 if X.source.implicit else 5
         return min(most, 1 - (-min(X.shape) // self.width(X)))
+
+    def sample(self, X: Matrix) -> np.ndarray | None:
+        """Stretches all over the matrix, where they are a small part of it and yet several times as many as columns.
+
+        Not for wide blocks without a tol: two passes of these would be enough, and too few for a certificate.
+        """
+        s, n_blocks = self.settings, X.n_blocks
+        given = s.start is not None or s.rank.open or (s.tol is None and self.may_be_wide(X))
+        unfit = self.side != ROWS or X.source.implicit or isinstance(X.source, Operator | Stream)
+        if given or unfit or not dear(X):
+            return None
+        number = min(max(n_blocks // _ONE_IN, _FEWEST), _STRETCHES)
+        rows = min(_SAMPLE_BYTES // (X.shape[1] * self.dtype(X).itemsize), number * X.block_height)
+        enough = rows >= _TIMES * self.width(X) and n_blocks >= _APART * number and self.passes(X) > 2
+        return spread_cuts(X.cuts, number, rows) if enough else None
 
     @property
     def asked(self) -> bool:

@@ -68,6 +68,10 @@ class Cost:
     """Whether the data decide how many passes more there will be."""
     state_bytes: int = 0
     """What of `client_bytes` is there while a pass runs."""
+    sample_bytes: int = 0
+    """The rows that a start is found from."""
+    sample_read: int = 0
+    """Decoded bytes that are read for them."""
     dtype: np.dtype[Any] | None = None
     """In which blocks are multiplied, where that is not `Matrix.block_dtype`."""
 

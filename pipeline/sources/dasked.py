@@ -128,7 +128,9 @@ class Dasked:
         return 1  # chunks are taken whole however long a block was to be
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+        edges = self._edges[side]
+        first, last = np.searchsorted(edges, cuts[0], "right") - 1, np.searchsorted(edges, cuts[-1])
+        return int(edges[last] - edges[first]) * self.shape[1 - side] * self.dtype.itemsize
 
     def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
         return 2 * rectangle_nbytes(self, side, cuts)  # chunks, and the array that they are put together to

@@ -181,7 +181,7 @@ class InMemory:
         return 1
 
     def touched(self, side: int, cuts: np.ndarray) -> int:
-        return int(self.array.nbytes)
+        return int(cuts[-1] - cuts[0]) * self.shape[1 - side] * self.dtype.itemsize
 
     def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
         return 0

@@ -1,0 +1,55 @@
+"""Some stretches of the rows, as they are: what an iteration can find its start from before it walks all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.sources import ROWS
+
+__all__ = ["RowSample", "Sample", "spread_cuts"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Stretches of rows (m, d), in order."""
+
+    stretches: tuple[np.ndarray, ...]
+
+    def rows(self) -> np.ndarray:
+        """(m, d) all of them."""
+        return np.concatenate(self.stretches)
+
+
+@dataclass(frozen=True, eq=False)
+class RowSample:
+    """Fold to every second one of the stretches between some cuts, from the second on; the others are not read."""
+
+    dtype: np.dtype[Any]
+    cuts: np.ndarray
+    side: int = ROWS
+
+    def skips(self, at: tuple[int, int]) -> bool:
+        return at[0] not in self.cuts[1::2]
+
+    def block(self, x: np.ndarray, at: tuple[int, int], held: Sample | None, scratch: dict[str, np.ndarray]) -> Sample:
+        return Sample((*(held.stretches if held else ()), x.copy()))
+
+    def combine(self, a: Sample | None, b: Sample | None) -> Sample | None:
+        if a is None or b is None:
+            return b if a is None else a
+        return Sample(a.stretches + b.stretches)
+
+
+def spread_cuts(cuts: np.ndarray, number: int, rows: int) -> np.ndarray:
+    """Cuts of a walk that takes so many stretches, of about `rows` in all, each the beginning of a block.
+
+    >>> spread_cuts(np.arange(0, 1001, 10), number=4, rows=20)
+    array([   0,  120,  125,  370,  375,  620,  625,  870,  875, 1000])
+    """
+    which = (2 * np.arange(number) + 1) * (len(cuts) - 1) // (2 * number)
+    starts = cuts[which]
+    stops = np.minimum(starts - (-rows // number), cuts[which + 1])
+    return np.concatenate([cuts[:1], np.column_stack([starts, stops]).ravel(), cuts[-1:]])
