@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Fold", "Measuring", "Preparing", "Skipping", "Tally", "ready", "unmeasured"]
+__all__ = ["Fold", "Measuring", "Preparing", "Skipping", "Tally", "joined", "ready", "unmeasured", "unskipped"]
 
 S = TypeVar("S")
 
@@ -90,6 +91,19 @@ def unmeasured(fold: Fold[Any]) -> Fold[Any]:
 def ready(fold: Fold[Any], x: np.ndarray, at: tuple[int, int], first: Any) -> Any:
     """A block as the fold wants it."""
     return fold.prepare(x, at, first) if isinstance(fold, Preparing) else x
+
+
+def unskipped(fold: Fold[Any], cuts: np.ndarray) -> list[tuple[int, int]]:
+    """The blocks between some cuts that a fold does not skip."""
+    blocks = list(pairwise(cuts.tolist()))
+    return [at for at in blocks if not fold.skips(at)] if isinstance(fold, Skipping) else blocks
+
+
+def joined(fold: Fold[S], a: S | None, b: S | None) -> S | None:
+    """One summary of two, of which either may be None: that of blocks which were all skipped."""
+    if a is None or b is None:
+        return b if a is None else a
+    return fold.combine(a, b)
 
 
 @dataclass(frozen=True)

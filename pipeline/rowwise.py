@@ -134,8 +134,8 @@ class _Write:
         self.target[at[0] // slab : at[1] // slab] = result.reshape(-1, *self.inner, *self.outer)
         return len(result)
 
-    def combine(self, a: int | None, b: int | None) -> int:
-        return (a or 0) + (b or 0)
+    def combine(self, a: int, b: int) -> int:
+        return a + b
 
 
 @implicit_block.register

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.crew import crew
-from pipeline.fold import Fold, Tally
+from pipeline.fold import Fold, Tally, joined
 from pipeline.matrix import Matrix
 from pipeline.progress import Progress, listener, listening
-from pipeline.walk import walk
+from pipeline.walk import bytes_walked, walk
 
 __all__ = ["EVERY", "Half", "walk_in_stretches"]
 
@@ -67,12 +67,12 @@ def walk_in_stretches(
         with _told_of_the_whole(matrix, start, stop):
             summary, tally = walk(part, fold, summary_bytes=summary_bytes, pass_number=pass_number, passes=passes)
         if half is not None:
-            summary, tally = fold.combine(half.summary, summary), half.tally + tally
-        half, read = Half(stop, summary, tally), read + part.bytes_a_pass
+            summary, tally = joined(fold, half.summary, summary), half.tally + tally
+        half, read = Half(stop, summary, tally), read + bytes_walked(part, fold)
         if stop < bounds[-1] and keep(half, read, time.monotonic() - since):
             read, since = 0, time.monotonic()
     assert half is not None
-    return half.summary, replace(half.tally, nbytes=matrix.bytes_a_pass)
+    return half.summary, replace(half.tally, nbytes=bytes_walked(matrix, fold))
 
 
 def _bounds(cuts: np.ndarray) -> np.ndarray:

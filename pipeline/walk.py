@@ -27,13 +27,13 @@ from threadpoolctl import threadpool_limits
 from pipeline.allocator import memory_is_reused
 from pipeline.crew import crew, locally
 from pipeline.errors import PlanError
-from pipeline.fold import Fold, Preparing, Skipping, Tally, ready, unmeasured
+from pipeline.fold import Fold, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.telling import counted, told_by_tasks, told_by_workers, voice
 
-__all__ = ["waiting_nbytes", "walk"]
+__all__ = ["bytes_walked", "waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
 _RUNS = 8  # of each thread: they balance the load
@@ -101,7 +101,7 @@ def walk(
             kept, fresh = walked.kept(keep)
             ((summary, tally),) = dask.compute(walked.job(kept, fresh)[0], optimize_graph=False)
     heard(length)
-    nbytes = walked.bytes_read(beside=bool(kept) and not fresh)
+    nbytes = walked.bytes_beside if kept and not fresh else bytes_walked(matrix, fold)
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
 
@@ -155,7 +155,7 @@ def _blocks(
         yield from _implicit_blocks(fold, matrix, cuts)
         return
     across = matrix.shape[1 - matrix.side]
-    stretches = [at for at in pairwise(cuts.tolist()) if not (isinstance(fold, Skipping) and fold.skips(at))]
+    stretches = unskipped(fold, cuts)
     longest = max((b - a for a, b in stretches), default=0) if reuse else int(cuts[-1] - cuts[0])
     buffer = np.empty(longest * across, fold.dtype)  # in one piece, for which the system has the largest pages
     for a, b in stretches:
@@ -169,10 +169,8 @@ def _blocks(
 
 def _implicit_blocks(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray) -> Iterator[Block]:
     """The same for blocks that are never made dense: several are read together, as little is stored of each."""
-    joined = cuts if isinstance(fold, Skipping) or len(cuts) < 2 else matrix.together(cuts)
-    for a, b in pairwise(joined.tolist()):
-        if isinstance(fold, Skipping) and fold.skips((a, b)):
-            continue
+    together = cuts if isinstance(fold, Skipping) or len(cuts) < 2 else matrix.together(cuts)
+    for a, b in unskipped(fold, together):
         started = time.perf_counter()
         x = matrix.read_implicit(a, b)
         yield Block((a, b), x, time.perf_counter() - started)
@@ -181,6 +179,13 @@ def _implicit_blocks(fold: Fold[Any], matrix: Matrix, cuts: np.ndarray) -> Itera
 def implicitly(fold: Fold[Any], matrix: Matrix) -> bool:
     """Whether blocks are not made dense: neither does the matrix store them so, nor the fold ask for it."""
     return matrix.source.implicit and takes_implicit(fold)
+
+
+def bytes_walked(matrix: Matrix, fold: Fold[Any]) -> int:
+    """Decoded bytes of all blocks that a fold does not skip."""
+    if not isinstance(fold, Skipping):
+        return matrix.bytes_a_pass
+    return sum(matrix.source.touched(matrix.side, np.array(at)) for at in unskipped(fold, matrix.cuts))
 
 
 def runs_each(summary_bytes: int) -> int:
@@ -195,7 +200,7 @@ def waiting_nbytes(summary_bytes: int) -> int:
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
     """The task: combine summaries, in the order of the rows."""
-    return reduce(lambda a, b: (fold.combine(a[0], b[0]), a[1] + b[1]), parts)
+    return reduce(lambda a, b: (joined(fold, a[0], b[0]), a[1] + b[1]), parts)
 
 
 def _ships(matrix: Matrix) -> bool:
@@ -230,15 +235,11 @@ class _Walk:
             sizes |= {("read-" + self.token, i): half, ("fold-" + self.token, i): sizes["fold-" + self.token, i] - half}
         return sizes
 
-    def bytes_read(self, beside: bool) -> int:
-        """Decoded bytes of what is not skipped: of all of it, or `beside` what is kept."""
-        X, fold = self.matrix, self.fold
-        if isinstance(fold, Skipping):
-            parts = [np.array(at) for at in pairwise(X.cuts.tolist()) if not fold.skips(at)]
-        elif beside:
-            parts = [X.cuts[a + kept : b + 1] for (a, b), kept in zip(self.runs, self.lengths, strict=True)]
-        else:
-            return X.bytes_a_pass
+    @property
+    def bytes_beside(self) -> int:
+        """Decoded bytes of what is not kept."""
+        X = self.matrix
+        parts = (X.cuts[a + kept : b + 1] for (a, b), kept in zip(self.runs, self.lengths, strict=True))
         return sum(X.source.touched(X.side, cuts) for cuts in parts if len(cuts) > 1)
 
     def kept(self, keep: Keep | None) -> tuple[dict[int, Delayed], bool]:
@@ -298,8 +299,7 @@ class _Walk:
     def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
         """The arguments of a task for blocks [a, b)."""
         cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
-        idle = all(isinstance(self.fold, Skipping) and self.fold.skips(at) for at in pairwise(cuts.tolist()))
-        ships = _ships(self.matrix) and not idle
+        ships = _ships(self.matrix) and unskipped(self.fold, cuts)
         inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if ships else None
         return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
 

@@ -228,8 +228,9 @@ class TestSample:
         truth = exact(np.delete(x, 7, axis=1))
         found = self.solved(x, 8, tol=1e-4)
         assert truth.angle(np.delete(found.components, 7, axis=1)) <= np.sin(found.angle_bound) <= 1e-4
-        filled = self.solved(np.where(np.arange(2400)[:, None] % 7 == 3, np.nan, x[:, :7]), 3, missing="mean")
+        filled = self.solved(np.where(np.arange(2400)[:, None] % 7 == 3, np.nan, x), missing="mean")
         assert filled.n_samples == 2400
+        assert [walk["pass"] for walk in filled.provenance["walks"]] == [1, 0, 2, 3, 4]
         x[301, 9] = np.inf  # in the first stretch
         with pytest.raises(InputError, match="row 301, feature 9"):
             self.solved(x)
@@ -251,7 +252,9 @@ class TestSample:
         monkeypatch.setattr(Krylov, "step", step)
         again = self.solved(x, checkpoint=str(tmp_path / "broken"))
         np.testing.assert_array_equal(again.components, whole.components)
-        assert [walk["pass"] for walk in again.provenance["walks"]] == [0, 1, 2, 3]
+        walks = again.provenance["walks"]
+        assert [walk["pass"] for walk in walks] == [0, 1, 2, 3]
+        assert walks[0]["bytes"] == self.solved(x).provenance["walks"][0]["bytes"] == 4 * 60 * 300 * 8
 
     @settings(max_examples=40, deadline=None)
     @given(

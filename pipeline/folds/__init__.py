@@ -7,7 +7,7 @@ from pipeline.folds.digest import Digest, RowDigest
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
-from pipeline.folds.sample import RowSample, Sample, spread_cuts
+from pipeline.folds.sample import RowSample, Sample, spans, spread_cuts
 from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.witness import Content, Witness, witnessed
 
@@ -30,6 +30,7 @@ __all__ = [
     "Sample",
     "Standard",
     "Witness",
+    "spans",
     "spread_cuts",
     "witnessed",
 ]

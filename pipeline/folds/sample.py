@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.sources import ROWS
 
-__all__ = ["RowSample", "Sample", "spread_cuts"]
+__all__ = ["RowSample", "Sample", "spans", "spread_cuts"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,18 @@ class RowSample:
     side: int = ROWS
 
     def skips(self, at: tuple[int, int]) -> bool:
-        return at[0] not in self.cuts[1::2]
+        return at[0] not in spans(self.cuts)[:, 0]
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Sample | None, scratch: dict[str, np.ndarray]) -> Sample:
         return Sample((*(held.stretches if held else ()), x.copy()))
 
-    def combine(self, a: Sample | None, b: Sample | None) -> Sample | None:
-        if a is None or b is None:
-            return b if a is None else a
+    def combine(self, a: Sample, b: Sample) -> Sample:
         return Sample(a.stretches + b.stretches)
+
+
+def spans(cuts: np.ndarray) -> np.ndarray:
+    """(number, 2) beginnings and ends of the stretches that are taken between the cuts of `spread_cuts`."""
+    return cuts[1:-1].reshape(-1, 2)
 
 
 def spread_cuts(cuts: np.ndarray, number: int, rows: int) -> np.ndarray:

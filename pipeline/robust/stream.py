@@ -69,8 +69,6 @@ class Stage:
         return found if held is None else held.joined(found, self.state)
 
     def combine(self, a: Any, b: Any) -> Any:
-        if a is None or b is None:
-            return b if a is None else a
         return a + b if isinstance(a, list) else a.joined(b, self.state)
 
 

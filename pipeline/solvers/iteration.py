@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.errors import NonfiniteError
-from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct, RowSample, Sample
+from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct, RowSample, Sample, spans
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of, standardise_columns
 from pipeline.kernels.leading import leading
@@ -62,8 +62,8 @@ class IterationState:
     scale: np.ndarray | None = None
     reason: str | None = None
     factor: Factor | None = None
-    sampling: bool = False
-    """Whether the next walk is that of a sample."""
+    sample: np.ndarray | None = None
+    """Cuts of the next walk, where it is that of a sample."""
 
     @property
     def rank(self) -> int:
@@ -174,8 +174,8 @@ class Iteration:
         cuts = self.sample(X)
         if cuts is None:
             return cost
-        spans = cuts[1:-1].reshape(-1, 2)
-        rows, read = int(np.diff(spans).sum()), sum(X.source.touched(ROWS, span) for span in spans)
+        taken = spans(cuts)
+        rows, read = int(np.diff(taken).sum()), sum(X.source.touched(ROWS, span) for span in taken)
         return replace(cost, sample_bytes=rows * d * dtype.itemsize, sample_read=read)
 
     def init(self, X: Matrix) -> IterationState:
@@ -185,8 +185,7 @@ class Iteration:
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        sampling = self.sample(X) is not None
-        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m), sampling=sampling)
+        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m), sample=self.sample(X))
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
@@ -194,10 +193,8 @@ class Iteration:
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
-        if state.sampling:
-            cuts = self.sample(X)
-            assert cuts is not None
-            return RowSample(dtype, cuts)
+        if state.sample is not None:
+            return RowSample(dtype, state.sample)
         if state.reason is not None:
             assert state.left is not None
             return ColumnFactor(dtype, standard(X, self.settings), state.left)
@@ -209,7 +206,8 @@ class Iteration:
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
         if isinstance(summary, Sample):
-            return self._begun(X, replace(state, sampling=False), summary.rows())
+            assert state.sample is not None
+            return self._begun(X, replace(state, sample=None), summary.rows(), spans(state.sample))
         if isinstance(summary, Factor):
             return replace(state, passes=state.passes + 1, factor=summary)
         first = state.passes == 0
@@ -255,13 +253,11 @@ class Iteration:
             state.passes,
         ).subspace(X, self.settings)
 
-    def _begun(self, X: Matrix, state: IterationState, rows: np.ndarray) -> IterationState:
-        """The state with a first block that spans the leading directions of some rows (m, d), about."""
-        s, cuts = self.settings, self.sample(X)
-        assert cuts is not None
-        counts = None
+    def _begun(self, X: Matrix, state: IterationState, rows: np.ndarray, taken: np.ndarray) -> IterationState:
+        """The state with a first block that spans the leading directions of the rows (m, d) that were taken, about."""
+        s, counts = self.settings, None
         if X.sample_weights is not None:
-            counts = np.concatenate([X.sample_weights[a:b] for a, b in cuts[1:-1].reshape(-1, 2)])
+            counts = np.concatenate([X.sample_weights[a:b] for a, b in taken])
         try:
             mean, scale, _ = standardise_columns(rows, X.weights, counts, s.center, s.scale)
         except NonfiniteError:  # the walk of all rows will say where
