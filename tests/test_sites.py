@@ -303,6 +303,13 @@ def test_a_site_answers_its_coordinator_only(tmp_path: Path) -> None:
     assert again.number == int(box.names("to/north")[-1])
 
 
+def test_a_file_that_is_being_written_is_no_message(tmp_path: Path) -> None:
+    box = Messages(tmp_path / "x.zarr")
+    box.put("to/north/1", b"hello")
+    (tmp_path / "x.zarr" / "to" / "north" / "zarr.0123.partial").touch()  # as LocalStore does for a moment
+    assert box.names("to/north") == ["1"]
+
+
 @pytest.mark.parametrize("secure", [False, True])
 def test_sites_behind_an_exchange(tmp_path: Path, secure: bool) -> None:
     public = keys(tmp_path, "coordinator", *NAMES)

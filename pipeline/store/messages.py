@@ -41,7 +41,7 @@ class Messages:
     def _check_ours(self) -> None:
         """Raise StoreError where something else lies in the store: a model, an array, files."""
         try:  # in this order, as another party may begin at this moment
-            there = [name for name in self.names("") if not name.startswith(".") and not name.endswith(".partial")]
+            there = [name for name in self.names("") if not name.startswith(".")]
             root = sync(self._store.get("zarr.json", default_buffer_prototype()))
         except OSError as error:
             raise StoreError(f"{self.place} cannot be used: {error.strerror or error}") from error
@@ -83,7 +83,8 @@ class Messages:
             found = sync(listed())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name.rstrip("/") for name in found if name.rstrip("/") not in ("", "zarr.json"))
+        named = {name.rstrip("/") for name in found} - {"", "zarr.json"}
+        return sorted(name for name in named if not name.endswith(".partial"))  # Zarr writes beside, then renames
 
     def _set(self, key: str, data: bytes) -> None:
         sync(self._store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
