@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -72,8 +71,8 @@ class Served:
             self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
 
     def stop(self) -> None:
-        """As Ctrl-C does; its server ends with it."""
-        self.process.send_signal(signal.SIGINT)
+        """As who supervises a service does (Ctrl-C is not heard where the suite runs in the background)."""
+        self.process.terminate()
         try:
             self.process.wait(120)
         finally:
