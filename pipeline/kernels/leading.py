@@ -43,13 +43,14 @@ def leading(x: np.ndarray, l: int, rng: np.random.Generator) -> np.ndarray:
     def fresh() -> np.ndarray:
         return rng.standard_normal((len(x), l))
 
-    size = max(float(np.abs(x).max(initial=0.0)), 1e-30)  # products of what is much larger would overflow
+    parts = x.view(x.real.dtype)
+    size = max(float(parts.max(initial=0.0)), -float(parts.min(initial=0.0)), 1e-30)  # products of more would overflow
     block, known, images, thin = orthonormal(fresh()), [], [], []
     for _ in range(_POWERS):
         known.append(block)
-        thin.append(x.conj().T @ (block / size).astype(x.dtype))
-        images.append((x @ (thin[-1] / size)).astype(doubled(x.dtype)))
+        thin.append((block / size).conj().T.astype(x.dtype) @ x)  # (l, d): BLAS runs along the rows of both
+        images.append((x @ (thin[-1] / size).conj().T).astype(doubled(x.dtype)))
         block = orthonormal_beside(known, images[-1], fresh)
     basis = np.hstack(known)
     _, turn = eigh_descending(basis.conj().T @ np.hstack(images), l)
-    return orthonormal(np.hstack(thin) @ turn.astype(x.dtype))
+    return orthonormal(np.concatenate(thin).conj().T @ turn.astype(x.dtype))
