@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from pipeline import open_matrix
 from pipeline.allocator import memory_is_reused
 
-__all__ = ["bound"]
+__all__ = ["bound", "handed_out"]
 
 _CORES = 2
 _COLUMNS = 10  # that an iterative solver multiplies with beside those wanted
@@ -66,6 +66,19 @@ def bound(store: Path, k: int, solver: str) -> dict[str, float]:
                 tries.append(time.perf_counter() - started)
             seconds[name] = sorted(tries)[1]
     return seconds
+
+
+def handed_out(nbytes: int) -> float:
+    """Seconds until two threads have touched so much memory for the first time.
+
+    A virtual machine may have to ask its host for each page: it is no part of the bound, and everybody pays it for what
+    they hold.
+    """
+    fresh = np.empty(nbytes, np.uint8)
+    with ThreadPoolExecutor(_CORES) as pool:
+        started = time.perf_counter()
+        list(pool.map(lambda part: part.fill(1), np.array_split(fresh, _CORES)))
+        return time.perf_counter() - started
 
 
 def _is_sparse(x: Any) -> bool:

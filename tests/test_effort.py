@@ -183,6 +183,25 @@ class TestSample:
         assert found.passes == 4
         assert worst(found, exact(x)) < 1e-2
 
+    def test_few_components_need_no_wide_blocks(self) -> None:
+        x = noisy(2400)
+        truth = exact(x)
+        sampled, random = self.solved(x, 10), self.solved(x, 10, sampled=False)
+        assert sampled.passes == random.passes == 3
+        assert Krylov(Settings(Rank(10))).width(open_matrix(x).cut_at(60)) == 26
+        assert worst(sampled, truth) <= max(3 * worst(random, truth), 1e-8)
+        assert sampled.angle_bound <= 10 * random.angle_bound
+        check_certificate(sampled, truth)
+
+    def test_where_it_shows_too_little_to_certify_a_pass_more_does(self) -> None:
+        x = noisy(2400)
+        assert self.solved(x, 10).passes == 3
+        x[[777, 2222], 5] += 20.0  # two rows that are in no stretch, and the second component
+        found = self.solved(x, 10)
+        assert found.passes == 4
+        assert found.angle_bound < 0.1
+        check_certificate(found, exact(x))
+
     def test_rows_of_which_it_shows_nothing_are_found(self) -> None:
         """Groups that lie one after the other, on features of their own, most of them between the stretches."""
         rng = np.random.default_rng(1)
@@ -206,12 +225,13 @@ class TestSample:
         ],
         ids=str,
     )
-    def test_settings_are_those_of_the_fit(self, how: dict[str, Any]) -> None:
+    def test_settings_are_those_of_the_fit(self, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         x = noisy(2400, 300) * np.linspace(1, 3, 300) + 2
         truth = exact(x, **how)
         found = self.solved(x, 8, tol=1e-4, **how)
         assert truth.angle(found.components) <= np.sin(found.angle_bound) <= 1e-4
         assert found.provenance["walks"][0]["pass"] == 0
+        monkeypatch.setattr(Krylov, "may_be_wide", lambda self, X: False)
         assert found.passes <= self.solved(x, 8, sampled=False, tol=1e-4, **how).passes
 
     @pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.complex128, np.int16])

@@ -36,6 +36,7 @@ _DEAR = 256 << 20  # bytes from which on a pass counts
 _WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
 _ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
+_GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
 _SHAKEN = 0.3  # how much of a start is random, so that it has a part of what the sample does not show
 
 
@@ -328,7 +329,7 @@ class Iteration:
             clear = answer.values[-1] > max(_FAINT * float(theta[0]), 2 * rounding)
             if clear and np.any(answer.values > theta[:k] * (1 + _AGREE)):
                 spare = self.sample(X) is not None and state.passes < self.passes(X)
-                if spare and np.any(answer.values > theta[:k] * (1 + _ALIKE)):  # the start was not so good
+                if spare and _doubtful(answer, theta):  # the start was not so good
                     return replace(state, basis=self.advance(state, grown, None, most))
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
@@ -413,6 +414,13 @@ def moved_by(before: np.ndarray, now: np.ndarray, k: int) -> float:
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))
     return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))
+
+
+def _doubtful(answer: Leading, theta: np.ndarray) -> bool:
+    """Whether Ritz values (q,) are another answer, or nothing is certified where a gap of theirs lets expect it."""
+    k = len(answer.values)
+    parted = k < theta.size and theta[k] < (1 - _GAP) * theta[k - 1]
+    return bool(np.any(answer.values > theta[:k] * (1 + _ALIKE)) or (parted and answer.sines[-1] >= 1))
 
 
 def dear(X: Matrix) -> bool:

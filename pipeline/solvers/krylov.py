@@ -36,9 +36,9 @@ class Krylov(Iteration):
     """Block Krylov iteration from a random block.
 
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
-    that decay slowly; three from the leading directions of a sample, where Ritz values agree then; three over blocks of
-    three times as many columns as are asked for, where these are few, which reach as far; five passes and Ritz vectors,
-    whose singular values are the norms of their scores to the last digit, where a pass costs little. Of data that is
+    that decay slowly; three from the leading directions of a sample, where one can be taken and shows them; else three
+    over blocks of three times as many columns as are asked for, where these are few, which reach as far; five passes
+    and Ritz vectors, whose norms of scores are known to the last digit, where a pass costs little. Of data that is
     not made dense every column of a block costs the same: there are fewer of them, and six passes; or, where nothing
     has to be read for a pass, those of `narrowed`: the same number of products then reaches much further.
     """
@@ -52,9 +52,13 @@ class Krylov(Iteration):
         return Lanczos(s, self.side) if suits else None
 
     def may_be_wide(self, X: Matrix) -> bool:
-        """Whether blocks can be several times as wide as what is asked for, which saves a pass that costs."""
+        """Whether blocks can be several times as wide as what is asked for, which saves a pass that costs.
+
+        A sample saves it too, and blocks stay slender.
+        """
         rank, dense = self.settings.rank, not X.source.implicit
-        return dense and dear(X) and not rank.open and self.n_oversamples is None and rank.most(*X.shape) <= _FEW
+        few = not rank.open and self.n_oversamples is None and rank.most(*X.shape) <= _FEW
+        return few and dense and dear(X) and self.sample(X) is None
 
     def slender(self, X: Matrix) -> Krylov:
         """The same with blocks that take less memory, and a pass more."""
@@ -71,18 +75,15 @@ class Krylov(Iteration):
         return min(most, 1 - (-min(X.shape) // self.width(X)))
 
     def sample(self, X: Matrix) -> np.ndarray | None:
-        """Stretches all over the matrix, where they are a small part of it and yet several times as many as columns.
-
-        Not for wide blocks without a tol: two passes of these would be enough, and too few for a certificate.
-        """
-        s, n_blocks = self.settings, X.n_blocks
-        given = s.start is not None or s.rank.open or (s.tol is None and self.may_be_wide(X))
+        """Stretches all over the matrix, where they are a small part of it and yet several times as many as columns."""
+        s, n_blocks, width = self.settings, X.n_blocks, super().width(X)
+        given = s.start is not None or s.rank.open
         unfit = self.side != ROWS or X.source.implicit or isinstance(X.source, Operator | Stream)
-        if given or unfit or not dear(X):
+        if given or unfit or not dear(X) or min(X.shape) <= width:
             return None
         number = min(max(n_blocks // _ONE_IN, _FEWEST), _STRETCHES)
         rows = min(_SAMPLE_BYTES // (X.shape[1] * self.dtype(X).itemsize), number * X.block_height)
-        enough = rows >= _TIMES * self.width(X) and n_blocks >= _APART * number and self.passes(X) > 2
+        enough = rows >= _TIMES * width and n_blocks >= _APART * number
         return spread_cuts(X.cuts, number, rows) if enough else None
 
     @property
