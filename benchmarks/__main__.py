@@ -23,6 +23,9 @@ from benchmarks.machine import bound, handed_out
 from benchmarks.shapes import SHAPES, Genotypes, Shape
 
 
+_REST = 2.0  # seconds for each GB that a contender gives back, lest the next finds it warm: a host takes it back
+
+
 @dataclass(frozen=True)
 class Run:
     """One process: seconds with and without imports, CPU seconds, peak GB of its tree, GB read, and how good it is.
@@ -189,6 +192,7 @@ def main(
                 for name in names:
                     if not runs[name] or not runs[name][-1].failure:
                         runs[name].append(measure(name, shape, folder, k, limit))
+                        time.sleep(_REST * runs[name][-1].peak)
                     else:
                         runs[name].append(runs[name][-1])
             print(table(shape, k, runs, folder) + "\n", flush=True)

@@ -21,8 +21,8 @@ _TELL_EVERY = 0.2  # seconds between two words of a worker
 
 def counted(pass_number: int, passes: int | None, n_blocks: int, nbytes: int, length: int) -> Callable[[float], None]:
     """Adds up what is done of the `length` of a walked side, and tells who listens here what part of a pass it is."""
-    hear = listener()
-    done = 0.0
+    hear, done = listener(), 0.0
+    passes = passes and max(passes, pass_number)  # a solver may take one more than was planned
 
     def heard(positions: float) -> None:
         nonlocal done

@@ -21,6 +21,7 @@ from pipeline.jobs.run import run_job
 from pipeline.jobs.spec import parse_job
 from pipeline.kernels.linalg import orthonormal
 from pipeline.kernels.rank import Rank
+from pipeline.progress import Progress, listening
 from pipeline.solvers import Settings, iteration, krylov
 from pipeline.solvers.basis import Basis
 from pipeline.solvers.iteration import Iteration
@@ -178,7 +179,7 @@ class TestSample:
     def test_a_start_that_is_no_good_costs_a_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = noisy(2400, 1200) + 0.01 * np.random.default_rng(1).standard_normal((2400, 1200))
         assert self.solved(x).passes == 3
-        monkeypatch.setattr(iteration, "leading", lambda x, l, rng: orthonormal(rng.standard_normal((x.shape[1], l))))
+        monkeypatch.setattr(krylov, "leading", lambda x, l, rng: orthonormal(rng.standard_normal((x.shape[1], l))))
         found = self.solved(x)
         assert found.passes == 4
         assert worst(found, exact(x)) < 1e-2
@@ -197,8 +198,11 @@ class TestSample:
         x = noisy(2400)
         assert self.solved(x, 10).passes == 3
         x[[777, 2222], 5] += 20.0  # two rows that are in no stretch, and the second component
-        found = self.solved(x, 10)
+        told: list[Progress] = []
+        with listening(told.append):
+            found = self.solved(x, 10)
         assert found.passes == 4
+        assert (told[-1].pass_number, told[-1].passes) == (4, 4)
         assert found.angle_bound < 0.1
         check_certificate(found, exact(x))
 

@@ -87,7 +87,10 @@ def cumulative(subspace: Subspace) -> Picture:
     ax.fill_between(number, total, 100, color=GREY, alpha=0.45, linewidth=0)
     ax.plot(number, total, color=BLUE, linewidth=1.8, marker="o" if total.size <= MOST_BARS else "", markersize=4)
     left = max(100 - float(total[-1]), 0.0)
-    ax.annotate(f"{left:.3g} % unexplained", (0.02, 0.94), xycoords="axes fraction", va="top", color=INK, fontsize=8.5)
+    # Cumulated shares are concave: where they end high the lower right is free, else the upper left.
+    place, side = ((0.98, 0.14), "right") if left < 50 else ((0.02, 0.94), "left")
+    grey = f"{left:.3g} % unexplained (grey)"
+    ax.annotate(grey, place, xycoords="axes fraction", ha=side, va="top", color=INK, fontsize=8.5)
     ax.set(xlim=(0, number[-1] * 1.02), ylim=(0, 101))
     whole_numbers(ax.xaxis)
     name_axes(ax, "first modes together", "% of the variance")

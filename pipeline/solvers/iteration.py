@@ -13,11 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import NonfiniteError
-from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct, RowSample, Sample, spans
+from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of, standardise_columns
-from pipeline.kernels.leading import leading
+from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
@@ -35,9 +33,6 @@ _PROBES, _WARM_PROBES = 8, 32  # few passes sharpen the bound of the latter: the
 _DEAR = 256 << 20  # bytes from which on a pass counts
 _WARM = 2  # passes from a start, without a tol
 _AGREE, _FAINT = 1e-9, 1e-8
-_ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
-_GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
-_SHAKEN = 0.3  # how much of a start is random, so that it has a part of what the sample does not show
 
 
 @dataclass(frozen=True)
@@ -119,14 +114,9 @@ class Iteration:
         raise NotImplementedError
 
     def effort(self, X: Matrix) -> int:
-        """Passes without a tol, from where it starts; a start from a sample saves one."""
-        if self.settings.start is not None and self.side == ROWS:
-            return min(_WARM, self.passes(X))
-        return self.passes(X) - (self.sample(X) is not None)
-
-    def sample(self, X: Matrix) -> np.ndarray | None:
-        """Cuts between which the rows lie that the first block is found from (`RowSample`); None: it is random."""
-        return None
+        """Passes without a tol, from where it starts."""
+        warm = self.settings.start is not None and self.side == ROWS
+        return min(_WARM, self.passes(X)) if warm else self.passes(X)
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         """Whether an answer is to be drawn from the products of this pass."""
@@ -138,6 +128,10 @@ class Iteration:
 
     def squared(self, X: Matrix) -> bool:
         """Whether the answer is to be drawn by Nystrom extraction, where that is better."""
+        return False
+
+    def doubtful(self, X: Matrix, state: IterationState, answer: Leading, theta: np.ndarray) -> bool:
+        """Whether, without a tol, that answer is worth a pass more, as Ritz values (q,) show it."""
         return False
 
     @property
@@ -169,15 +163,9 @@ class Iteration:
         # multiplied, as it is sent, its product, and Ritz vectors with theirs.
         most, held = (8 * m * (blocks * basis + 6 * l) for blocks in (7, 2))
         flops = 4.0 * n * d * l
-        cost = Cost(
+        return Cost(
             passes, self.side, 8 * m * l, dtype.itemsize * m * l, most + long, flops, state_bytes=held, dtype=dtype
         )
-        cuts = self.sample(X)
-        if cuts is None:
-            return cost
-        taken = spans(cuts)
-        rows, read = int(np.diff(taken).sum()), sum(X.source.touched(ROWS, span) for span in taken)
-        return replace(cost, sample_bytes=rows * d * dtype.itemsize, sample_read=read)
 
     def init(self, X: Matrix) -> IterationState:
         self.settings.rank.most(*X.shape)
@@ -186,7 +174,7 @@ class Iteration:
         if start is not None and self.side == ROWS:
             lead = start.basis[: block.shape[1]].conj().T
             block = np.hstack([lead, block[:, lead.shape[1] :]])
-        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m), sample=self.sample(X))
+        state = IterationState(0, self.dtype(X), Basis.begun(orthonormal(block)), Probes.none(m))
         if start is None or self.side == COLUMNS:
             return state
         # The probes of a warm start see its first pass: it may be the last.
@@ -194,8 +182,6 @@ class Iteration:
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
         dtype = np.dtype(state.dtype)
-        if state.sample is not None:
-            return RowSample(dtype, state.sample)
         if state.reason is not None:
             assert state.left is not None
             return ColumnFactor(dtype, standard(X, self.settings), state.left)
@@ -206,9 +192,6 @@ class Iteration:
         return RowProduct(dtype, _factor(X, state)[:, None] * thin, state.passes == 0, probe, X.sample_weights)
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
-        if isinstance(summary, Sample):
-            assert state.sample is not None
-            return self._begun(X, replace(state, sample=None), summary.rows(), spans(state.sample))
         if isinstance(summary, Factor):
             return replace(state, passes=state.passes + 1, factor=summary)
         first = state.passes == 0
@@ -253,21 +236,6 @@ class Iteration:
             state.sines,
             state.passes,
         ).subspace(X, self.settings)
-
-    def _begun(self, X: Matrix, state: IterationState, rows: np.ndarray, taken: np.ndarray) -> IterationState:
-        """The state with a first block that spans the leading directions of the rows (m, d) that were taken, about."""
-        s, counts = self.settings, None
-        if X.sample_weights is not None:
-            counts = np.concatenate([X.sample_weights[a:b] for a, b in taken])
-        try:
-            mean, scale, _ = standardise_columns(rows, X.weights, counts, s.center, s.scale)
-        except NonfiniteError:  # the walk of all rows will say where
-            return state
-        random = state.basis.block * np.isfinite(mean)[:, None]  # nothing at features that have no values here
-        lead = leading(rows, random.shape[1], np.random.default_rng([s.seed, 3]))
-        block = orthonormal(lead + _SHAKEN * random)
-        state = replace(state, basis=Basis.begun(block), scale=scale)
-        return state if s.scale else replace(state, probes=self._fresh_probes(state, (block,)))
 
     def _rows(self, X: Matrix, state: IterationState, summary: Products) -> tuple[Applied, IterationState]:
         s = self.settings
@@ -328,8 +296,7 @@ class Iteration:
             # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
             clear = answer.values[-1] > max(_FAINT * float(theta[0]), 2 * rounding)
             if clear and np.any(answer.values > theta[:k] * (1 + _AGREE)):
-                spare = self.sample(X) is not None and state.passes < self.passes(X)
-                if spare and _doubtful(answer, theta):  # the start was not so good
+                if self.doubtful(X, state, answer, theta):
                     return replace(state, basis=self.advance(state, grown, None, most))
                 return self._answered(X, state, answer, theta)
         width = k if last else min(theta.size, max(l, k + 16))
@@ -371,9 +338,10 @@ class Iteration:
         if state.probes:
             return replace(state, probes=state.probes.sharpened(known, image))
         # Only now: a random basis, that of the first pass, would hide a part.
-        return replace(state, probes=self._fresh_probes(state))
+        return replace(state, probes=self.fresh_probes(state))
 
-    def _fresh_probes(self, state: IterationState, beside: Sequence[np.ndarray] = ()) -> Probes:
+    def fresh_probes(self, state: IterationState, beside: Sequence[np.ndarray] = ()) -> Probes:
+        """Random ones, without their part in blocks that every later basis has in it."""
         return Probes.drawn(len(state.basis.block), self.n_probes, [self.settings.seed, 1, state.passes], beside)
 
     def _decide(self, X: Matrix, state: IterationState) -> IterationState:
@@ -414,13 +382,6 @@ def moved_by(before: np.ndarray, now: np.ndarray, k: int) -> float:
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))
     return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))
-
-
-def _doubtful(answer: Leading, theta: np.ndarray) -> bool:
-    """Whether Ritz values (q,) are another answer, or nothing is certified where a gap of theirs lets expect it."""
-    k = len(answer.values)
-    parted = k < theta.size and theta[k] < (1 - _GAP) * theta[k - 1]
-    return bool(np.any(answer.values > theta[:k] * (1 + _ALIKE)) or (parted and answer.sines[-1] >= 1))
 
 
 def dear(X: Matrix) -> bool:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.folds import spread_cuts
-from pipeline.kernels.linalg import orthonormal_beside
+from pipeline.errors import NonfiniteError
+from pipeline.folds import RowSample, spans, spread_cuts
+from pipeline.kernels.blocks import standardise_columns
+from pipeline.kernels.leading import leading
+from pipeline.kernels.linalg import orthonormal, orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers.basis import Basis
-from pipeline.solvers.extraction import Ritz
+from pipeline.solvers.extraction import Leading, Ritz
 from pipeline.solvers.iteration import Iteration, IterationState, dear
 from pipeline.solvers.lanczos import Lanczos
+from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS, Operator
 from pipeline.sources.stream import Stream
 
@@ -28,6 +32,9 @@ _BLOCKS = 8
 # A sample: one block in so many gives a stretch of rows, these few at least and at most, and they lie so many blocks
 # apart; its bytes at most, and its rows at least, as a multiple of the columns.
 _ONE_IN, _FEWEST, _STRETCHES, _APART, _SAMPLE_BYTES, _TIMES = 24, 4, 16, 7, 160 << 20, 8
+_SHAKEN = 0.3  # how much of a start from it is random, so that it has a part of what the sample does not show
+_ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
+_GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
 _WIDE, _FEW = 64, 32  # columns of a block up to which BLAS takes hardly longer; components for which it is much wider
 
 
@@ -85,6 +92,54 @@ class Krylov(Iteration):
         rows = min(_SAMPLE_BYTES // (X.shape[1] * self.dtype(X).itemsize), number * X.block_height)
         enough = rows >= _TIMES * width and n_blocks >= _APART * number
         return spread_cuts(X.cuts, number, rows) if enough else None
+
+    def effort(self, X: Matrix) -> int:
+        return super().effort(X) - (self.sample(X) is not None)
+
+    def cost(self, X: Matrix) -> Cost:
+        cost, cuts = super().cost(X), self.sample(X)
+        if cuts is None:
+            return cost
+        taken = spans(cuts)
+        rows, read = int(np.diff(taken).sum()), sum(X.source.touched(ROWS, span) for span in taken)
+        return replace(cost, sample_bytes=rows * X.shape[1] * self.dtype(X).itemsize, sample_read=read)
+
+    def init(self, X: Matrix) -> IterationState:
+        return replace(super().init(X), sample=self.sample(X))
+
+    def fold(self, X: Matrix, state: IterationState) -> Any:
+        return super().fold(X, state) if state.sample is None else RowSample(np.dtype(state.dtype), state.sample)
+
+    def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
+        if state.sample is None:
+            return super().step(X, state, summary)
+        return self._begun(X, replace(state, sample=None), summary.rows(), spans(state.sample))
+
+    def _begun(self, X: Matrix, state: IterationState, rows: np.ndarray, taken: np.ndarray) -> IterationState:
+        """The state with a first block that spans the leading directions of the rows (m, d) that were taken, about."""
+        s, counts = self.settings, None
+        if X.sample_weights is not None:
+            counts = np.concatenate([X.sample_weights[a:b] for a, b in taken])
+        try:
+            mean, scale, _ = standardise_columns(rows, X.weights, counts, s.center, s.scale)
+        except NonfiniteError:  # the walk of all rows will say where
+            return state
+        random = state.basis.block * np.isfinite(mean)[:, None]  # nothing at features that have no values here
+        lead = leading(rows, random.shape[1], np.random.default_rng([s.seed, 3]))
+        block = orthonormal(lead + _SHAKEN * random)
+        state = replace(state, basis=Basis.begun(block), scale=scale)
+        return state if s.scale else replace(state, probes=self.fresh_probes(state, (block,)))
+
+    def doubtful(self, X: Matrix, state: IterationState, answer: Leading, theta: np.ndarray) -> bool:
+        """Whether a start from a sample was not so good.
+
+        Then Ritz values are another answer, or nothing is certified where a gap of theirs lets expect it.
+        """
+        if self.sample(X) is None or state.passes >= self.passes(X):
+            return False
+        k = len(answer.values)
+        parted = k < theta.size and theta[k] < (1 - _GAP) * theta[k - 1]
+        return bool(np.any(answer.values > theta[:k] * (1 + _ALIKE)) or (parted and answer.sines[-1] >= 1))
 
     @property
     def asked(self) -> bool:
