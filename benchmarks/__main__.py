@@ -22,7 +22,6 @@ from benchmarks.contenders import CONTENDERS, HEADLINE, suits
 from benchmarks.machine import bound, handed_out
 from benchmarks.shapes import SHAPES, Genotypes, Shape
 
-
 _REST = 2.0  # seconds for each GB that a contender gives back, lest the next finds it warm: a host takes it back
 
 
