@@ -215,6 +215,8 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     cost, at_work, limit = solver.cost(X).entries_of(X), room.crew, room.limit
     for matrix in _cuttings(X if cost.side == ROWS else X.T):
+        if cost.side == ROWS:  # how a solver begins may depend on how many blocks there are
+            cost = solver.cost(matrix).entries_of(X)
         peak = _peak(matrix, solver, cost, at_work)
         if limit is None or peak <= limit:
             break

@@ -12,6 +12,7 @@ import zarr
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.storage import MemoryStore
 
 from pipeline import PCA, Subspace, TruncatedSVD, load, open_matrix, plan, speed
 from pipeline.cli import main
@@ -175,6 +176,20 @@ class TestSample:
         assert ready.bytes_read == sum(walk["bytes"] for walk in walks)
         assert ready.sample_bytes == walks[0]["bytes"]
         assert "3, from a sample of 1.10 MiB" in str(ready)
+
+    @pytest.mark.parametrize("k", [10, 40])
+    def test_the_plan_is_of_blocks_as_low_as_memory_asks_for(self, k: int) -> None:
+        """There are too few of them for a sample at first."""
+        array = zarr.create_array(MemoryStore(), shape=(12_000, 600), chunks=(600, 600), dtype="f8")
+        array[:] = noisy(12_000)
+        with pytest.raises(PlanError) as refused:
+            plan(array, PCA(k, solver="krylov", memory_limit=1))
+        wide = plan(array, PCA(k, solver="krylov"))
+        model = PCA(k, solver="krylov", memory_limit=refused.value.needed).fit(array)
+        ready, walks = model.plan_, model.subspace_.provenance["walks"]
+        assert wide.n_blocks < 28 < ready.n_blocks
+        assert wide.sample_bytes == 0 < ready.sample_bytes == walks[0]["bytes"]
+        assert (ready.passes, ready.bytes_read) == (model.subspace_.passes, sum(walk["bytes"] for walk in walks))
 
     def test_a_start_that_is_no_good_costs_a_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = noisy(2400, 1200) + 0.01 * np.random.default_rng(1).standard_normal((2400, 1200))
