@@ -213,10 +213,10 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 
 
 def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
-    cost, at_work, limit = solver.cost(X).entries_of(X), room.crew, room.limit
-    for matrix in _cuttings(X if cost.side == ROWS else X.T):
-        if cost.side == ROWS:  # how a solver begins may depend on how many blocks there are
-            cost = solver.cost(matrix).entries_of(X)
+    side, at_work, limit = solver.cost(X).side, room.crew, room.limit
+    for matrix in _cuttings(X if side == ROWS else X.T):
+        cut = matrix if side == ROWS else matrix.T  # as the solver gets it: how it begins may depend on the blocks
+        cost = solver.cost(cut).entries_of(X)
         peak = _peak(matrix, solver, cost, at_work)
         if limit is None or peak <= limit:
             break
@@ -257,7 +257,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
         open_ended=cost.open_ended,
         sample_bytes=cost.sample_read,
     )
-    return Prepared(found, matrix if cost.side == ROWS else matrix.T, solver, kept * held)
+    return Prepared(found, cut, solver, kept * held)
 
 
 def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:

@@ -40,7 +40,7 @@ _WIDE, _FEW = 64, 32  # columns of a block up to which BLAS takes hardly longer;
 
 @dataclass(frozen=True)
 class Krylov(Iteration):
-    """Block Krylov iteration from a random block.
+    """Block Krylov iteration from a random block, or from what a sample of the rows shows.
 
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
     that decay slowly; three from the leading directions of a sample, where one can be taken and shows them; else three
