@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ __all__ = ["SHAPES", "Genotypes", "Shape", "Sparse"]
 
 _RANK = 100
 _STRIP = 500  # rows that are drawn at a time, so that the entries do not depend on the chunks
+_FEW = 20  # rows that are multiplied with at a time
 _SQUARE = 8_000  # a scatter matrix up to this side is factorised whole
 
 
@@ -91,18 +93,27 @@ class Shape:
         return values[::-1], vectors[:, ::-1].T, float(np.trace(scatter))
 
     def _iterated(self, blocks: list[Any], mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """ARPACK to machine precision; products in the blocks' own precision, sums in float64."""
+        """ARPACK to machine precision."""
 
         def product(v: np.ndarray) -> np.ndarray:
             thin = v.reshape(self.d, -1) / scale[:, None]
-            total, shift = np.zeros_like(thin), mean @ thin
-            for b in blocks:
-                y = _times(b, thin) - shift
-                total += _times(b.T, y) - np.outer(mean, y.sum(axis=0))
-            return (total / scale[:, None]).reshape(v.shape)
+            shift = mean @ thin
 
+            def part(strip: Any) -> tuple[np.ndarray, np.ndarray]:
+                z = strip.astype(np.float64, copy=False)
+                y = z @ thin - shift
+                return z.T @ y, y.sum(axis=0)
+
+            total, sums = np.zeros_like(thin), np.zeros(thin.shape[1])
+            for products, column_sums in pool.map(part, strips):
+                total += products
+                sums += column_sums
+            return ((total - np.outer(mean, sums)) / scale[:, None]).reshape(v.shape)
+
+        strips = [strip for b in blocks for strip in _strips(b)]
         operator = LinearOperator((self.d, self.d), matvec=product, matmat=product, dtype=np.float64)
-        values, vectors = eigsh(operator, k=52, ncv=160, tol=1e-9)
+        with ThreadPoolExecutor() as pool:
+            values, vectors = eigsh(operator, k=52, ncv=160, tol=1e-9)
         trace = sum(float(np.sum(_squares(b) / scale**2)) for b in blocks) - self.n * float(np.sum((mean / scale) ** 2))
         return values[::-1], vectors[:, ::-1].T, trace
 
@@ -195,10 +206,11 @@ def _dense(block: Any) -> np.ndarray:
     return block.toarray() if scipy.sparse.issparse(block) else block
 
 
-def _times(block: Any, thin: np.ndarray) -> np.ndarray:
+def _strips(block: Any) -> list[Any]:
+    """Few rows at a time, which stay in the caches while they are multiplied with twice."""
     if scipy.sparse.issparse(block):
-        return block @ thin
-    return (block.astype("f4", copy=False) @ thin.astype("f4")).astype(np.float64)
+        return [block]
+    return [block[start : start + _FEW] for start in range(0, len(block), _FEW)]
 
 
 def _squares(block: Any) -> np.ndarray:

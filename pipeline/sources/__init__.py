@@ -2,7 +2,8 @@
 
 from pipeline.sources.anndata import is_annotated
 from pipeline.sources.dasked import is_dasked
-from pipeline.sources.opening import Opened, open_source, unmasked
+from pipeline.sources.fields import unmasked
+from pipeline.sources.opening import Opened, open_source
 from pipeline.sources.operator import Operator
 from pipeline.sources.source import COLUMNS, ROWS, ImplicitSource, Range, Source
 from pipeline.sources.stamp import likeness, stamp, stamp_of_rows, view
