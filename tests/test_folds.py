@@ -19,9 +19,9 @@ LENS = RNG.standard_normal((6, 3))
 WEIGHTS = RNG.uniform(0.5, 2, 24)
 F8 = np.dtype("f8")
 
-MOMENTS = RowMoments(F8, RNG.standard_normal(6), None, WEIGHTS)
-PRODUCT = RowProduct(F8, LENS, True, RNG.standard_normal(3), WEIGHTS)
-DUAL = ColumnProduct(F8, Standard(scale="std"), RNG.standard_normal(24))
+MOMENTS = RowMoments(F8, RNG.standard_normal((6, 2)), None, WEIGHTS)
+PRODUCT = RowProduct(F8, LENS, True, RNG.standard_normal((3, 2)), WEIGHTS)
+DUAL = ColumnProduct(F8, Standard(scale="std"), RNG.standard_normal((24, 2)))
 
 
 def moments(summary) -> tuple[np.ndarray, ...]:

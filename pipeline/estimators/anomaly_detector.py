@@ -169,7 +169,7 @@ class AnomalyDetector(BaseEstimator):
             digest = self._digest(matrix)
             m1, m2, m3 = digest.powers / digest.n
             return np.array([m1, (m2 - m1**2) / 2, (m3 - 3 * m1 * m2 + 2 * m1**3) / 8])
-        moments, _ = walk(matrix, RowMoments(np.dtype(np.float64), np.ones(s.n_features), None, matrix.sample_weights))
+        moments, _ = walk(matrix, RowMoments(np.dtype(np.float64), None, None, matrix.sample_weights))
         moments = moments.centred()
         gap = np.where(s.present, moments.about.mean, 0.0) - s.offset
         z = (moments.scatter / moments.about.n + np.outer(gap, gap)) * np.outer(s.factor, s.factor)

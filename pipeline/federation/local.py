@@ -14,6 +14,7 @@ from pipeline.federation.standard import pooled
 from pipeline.folds import Moments, RowMoments, RowProduct
 from pipeline.kernels.linalg import orthonormal
 from pipeline.kernels.rank import Rank
+from pipeline.kernels.rounding import rounding_probes
 from pipeline.matrix import Matrix
 from pipeline.plans import prepare
 from pipeline.solvers import Settings
@@ -56,7 +57,7 @@ class Local:
             about, squares = kept.about, np.maximum(np.diag(kept.scatter), 0.0)
         else:
             lens = np.zeros((self.X.shape[1], 0))
-            found = self._walk(RowProduct(self.X.block_dtype, lens, True, np.zeros(0), self.X.sample_weights))
+            found = self._walk(RowProduct(self.X.block_dtype, lens, True, None, self.X.sample_weights))
             found = found.centred(lens)
             about, squares = found.about, found.squares
         return np.where(about.absent, np.nan, about.mean), np.where(about.absent, 0.0, squares)
@@ -81,8 +82,8 @@ class Local:
             product = factor * (kept.scatter @ lens).T
             rounding = kept.rounding.norm(factor * there)
         else:
-            probe = np.random.default_rng(0).standard_normal(lens.shape[1])
-            found = self._walk(RowProduct(self.X.block_dtype, lens, False, probe, self.X.sample_weights)).centred(lens)
+            probes = rounding_probes(lens.shape[1], 0)
+            found = self._walk(RowProduct(self.X.block_dtype, lens, False, probes, self.X.sample_weights)).centred(lens)
             own, there = found.about.mean, ~found.about.absent
             product = factor * found.product
             rounding = found.rounding.norm(factor * there)
@@ -139,8 +140,7 @@ class Local:
     def _moments(self) -> Moments:
         if "moments" not in self.memory:
             # In float64: what is kept serves every round.
-            probe = np.ones(self.X.shape[1])
-            fold = RowMoments(np.dtype(np.float64), probe, None, self.X.sample_weights)
+            fold = RowMoments(np.dtype(np.float64), None, None, self.X.sample_weights)
             self.memory["moments"] = self._walk(fold).centred()
         return self.memory["moments"]
 

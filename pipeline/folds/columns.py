@@ -78,15 +78,15 @@ class ColumnProduct:
         In which blocks are multiplied.
     standard : Standard
         How columns are centred, scaled and weighted.
-    probe : (l,) or (n,) array, optional
-        A random vector that rounding is measured with; None where blocks are not measured.
+    probes : (l, r) or (n, r) array, optional
+        Random vectors that rounding is measured with; None where blocks are not measured.
     thin : (n, l) array, optional
         R, in float64.
     """
 
     dtype: np.dtype[Any]
     standard: Standard
-    probe: np.ndarray | None
+    probes: np.ndarray | None
     thin: np.ndarray | None = None
     side: int = COLUMNS
     readiness: ClassVar[str] = STANDARDISED
@@ -95,7 +95,7 @@ class ColumnProduct:
         return self.standard.apply(x, at)
 
     def unmeasured(self) -> ColumnProduct:
-        return replace(self, probe=None)
+        return replace(self, probes=None)
 
     def block(self, x: Columns, at: tuple[int, int], held: Dual | None, scratch: dict[str, np.ndarray]) -> Dual:
         z, adjoint = x.x, x.x.conj().T
@@ -111,10 +111,10 @@ class ColumnProduct:
         if held is None:
             held = Dual(np.zeros(product.shape, doubled(self.dtype)), 0.0, 0.0, 0, Rounding())
         rounding = held.rounding.seen(x.energy)
-        if self.probe is not None and single(self.dtype) and held.rounding.due(x.energy):
-            lens = self.probe if self.thin is None else self.thin @ self.probe
-            error = product.astype(doubled(self.dtype)) @ self.probe - product_in_float64(adjoint, lens)
-            rounding = held.rounding + measured(error, x.energy)
+        if self.probes is not None and single(self.dtype) and held.rounding.due(x.energy):
+            lens = self.probes if self.thin is None else self.thin @ self.probes
+            errors = product.astype(doubled(self.dtype)) @ self.probes - product_in_float64(adjoint, lens)
+            rounding = held.rounding + measured(errors, x.energy)
         np.add(held.product, product, out=held.product)
         return replace(
             held,

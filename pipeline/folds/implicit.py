@@ -76,9 +76,9 @@ def _products(fold: RowProduct, x: ImplicitBlock, at: tuple[int, int], held: Pro
     if narrow:
         size = float(np.vdot(image, image).real)
         rounding = rounding.seen(size)
-        if fold.probe is not None and (held.rounding if held else Rounding()).due(size):
-            exact, _ = _product(x, (fold.lens @ fold.probe)[:, None], middle, weights)
-            rounding = measured(product @ fold.probe - exact[:, 0], size)
+        if fold.probes is not None and (held.rounding if held else Rounding()).due(size):
+            exact, _ = _product(x, fold.lens @ fold.probes, middle, weights)
+            rounding = measured(product @ fold.probes - exact, size)
     none = np.zeros(x.shape[1])
     squares, energy = (x.squares(weights, middle), x.squares(weights)) if fold.squares else (none, none)
     _check_loud(float(energy.sum()))

@@ -62,15 +62,15 @@ class RowMoments:
         In which blocks are multiplied.
     weights : (n,) array, optional
         How much each row counts.
-    probe : (d,) array, optional
-        A random vector that rounding is measured with, in the units that the answer will have; None where blocks are
+    probes : (d, r) array, optional
+        Random vectors that rounding is measured with, in the units that the answer will have; None where blocks are
         not measured.
     scale : str, optional
         What features will be divided by.
     """
 
     dtype: np.dtype[Any]
-    probe: np.ndarray | None
+    probes: np.ndarray | None
     scale: str | None = None
     weights: np.ndarray | None = None
     side: int = ROWS
@@ -80,7 +80,7 @@ class RowMoments:
         return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
 
     def unmeasured(self) -> RowMoments:
-        return replace(self, probe=None)
+        return replace(self, probes=None)
 
     def block(self, x: Rows, at: tuple[int, int], held: Moments | None, scratch: dict[str, np.ndarray]) -> Moments:
         rows, d = x.x, x.x.shape[1]
@@ -96,13 +96,14 @@ class RowMoments:
             energy = float(np.trace(product).real)
         np.add(held.scatter, product, out=held.scatter)
         rounding = held.rounding.seen(energy)
-        if self.probe is not None and single(self.dtype) and held.rounding.due(energy):
-            probe = self.probe
+        if self.probes is not None and single(self.dtype) and held.rounding.due(energy):
+            probes = self.probes
             if self.scale is not None:
                 squares = np.diag(product).real.astype(np.float64)
-                probe = probe / spread_of(self.scale, squares / len(rows), held.about.pilot)
-            error = times_in_float64(product, probe) - product_in_float64(rows, probe)
-            rounding = held.rounding + measured(error, energy)
+                spread = spread_of(self.scale, squares / len(rows), held.about.pilot)
+                probes = probes / spread[:, None]
+            errors = times_in_float64(product, probes) - product_in_float64(rows, probes)
+            rounding = held.rounding + measured(errors, energy)
         return replace(held, about=held.about.plus(x), rows=held.rows + len(rows), rounding=rounding)
 
     def combine(self, a: Moments, b: Moments) -> Moments:

@@ -66,8 +66,8 @@ class RowProduct:
         Float64; in the data's own units.
     squares : bool
         Whether sums of squares are wanted: they are, once.
-    probe : (l,) array, optional
-        A random vector that rounding is measured with; None where blocks are not measured.
+    probes : (l, r) array, optional
+        Random vectors that rounding is measured with; None where blocks are not measured.
     weights : (n,) array, optional
         How much each row counts.
     """
@@ -75,7 +75,7 @@ class RowProduct:
     dtype: np.dtype[Any]
     lens: np.ndarray
     squares: bool
-    probe: np.ndarray | None
+    probes: np.ndarray | None
     weights: np.ndarray | None = None
     side: int = ROWS
     readiness: ClassVar[str] = SHIFTED
@@ -84,7 +84,7 @@ class RowProduct:
         return shifted(x, None if self.weights is None else self.weights[at[0] : at[1]], first)
 
     def unmeasured(self) -> RowProduct:
-        return replace(self, probe=None)
+        return replace(self, probes=None)
 
     def block(self, x: Rows, at: tuple[int, int], held: Products | None, scratch: dict[str, np.ndarray]) -> Products:
         rows, (d, l) = x.x, self.lens.shape
@@ -102,9 +102,10 @@ class RowProduct:
             energy = float(wide_squares(rows).sum())
         np.add(held.product, product, out=held.product)
         rounding = held.rounding.seen(energy)
-        if self.probe is not None and single(self.dtype) and held.rounding.due(energy):
-            exact = product_in_float64(rows, self.lens @ self.probe)
-            rounding = held.rounding + measured(self.probe @ product.astype(doubled(self.dtype)) - exact.conj(), energy)
+        if self.probes is not None and single(self.dtype) and held.rounding.due(energy):
+            exact = product_in_float64(rows, self.lens @ self.probes)
+            errors = product.T.astype(doubled(self.dtype)) @ self.probes - exact.conj()
+            rounding = held.rounding + measured(errors, energy)
         squares: np.ndarray | float = 0.0
         if self.squares:
             squares = wide_squares(rows) if wide else column_squares(rows)

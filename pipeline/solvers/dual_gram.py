@@ -11,6 +11,7 @@ from pipeline.folds import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, single
 from pipeline.kernels.linalg import eigh_descending
+from pipeline.kernels.rounding import rounding_probes
 from pipeline.matrix import Matrix
 from pipeline.solvers.gram import exact_sines, gram_rounding, unmet
 from pipeline.solvers.solver import COMPLETE, CONVERGED, Answer, Cost, Settings
@@ -57,8 +58,8 @@ class DualGram:
     def fold(self, X: Matrix, state: DualState) -> ColumnProduct | ColumnFactor:
         if state.left is not None:
             return ColumnFactor(np.dtype(state.dtype), standard(X, self.settings), state.left)
-        probe = np.random.default_rng(self.settings.seed).standard_normal(X.shape[0])
-        return ColumnProduct(np.dtype(state.dtype), standard(X, self.settings), probe)
+        probes = rounding_probes(X.shape[0], self.settings.seed)
+        return ColumnProduct(np.dtype(state.dtype), standard(X, self.settings), probes)
 
     def step(self, X: Matrix, state: DualState, summary: Any) -> DualState:
         state = replace(state, passes=state.passes + 1)

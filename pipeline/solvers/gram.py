@@ -11,6 +11,7 @@ from pipeline.folds import Moments, RowMoments
 from pipeline.kernels.blocks import check_energy, doubled, single, spread_of
 from pipeline.kernels.certificate import sine_bounds
 from pipeline.kernels.linalg import eigh_descending
+from pipeline.kernels.rounding import rounding_probes
 from pipeline.matrix import Matrix
 from pipeline.solvers.solver import COMPLETE, CONVERGED, NO_GAP, STALLED, Answer, Cost, Settings, unit_roundoff
 from pipeline.sources import ROWS
@@ -48,9 +49,9 @@ class Gram:
         return GramState(0, doubled(X.dtype) if once and self.settings.tol is not None else X.block_dtype)
 
     def fold(self, X: Matrix, state: GramState) -> RowMoments:
-        probe = np.random.default_rng(self.settings.seed).standard_normal(X.shape[1])
-        probe = probe if X.weights is None else probe * X.weights
-        return RowMoments(np.dtype(state.dtype), probe, self.settings.scale, X.sample_weights)
+        probes = rounding_probes(X.shape[1], self.settings.seed)
+        probes = probes if X.weights is None else probes * X.weights[:, None]
+        return RowMoments(np.dtype(state.dtype), probes, self.settings.scale, X.sample_weights)
 
     def step(self, X: Matrix, state: GramState, summary: Moments) -> GramState:
         answer, tol = self._solve(X, state, summary.centred()), self.settings.tol

@@ -17,6 +17,7 @@ from pipeline.folds import ColumnFactor, ColumnProduct, Products, RowProduct
 from pipeline.folds.columns import Dual, Factor
 from pipeline.kernels.blocks import check_energy, doubled, fits_single, single, spread_of
 from pipeline.kernels.linalg import eigh_descending, orthonormal
+from pipeline.kernels.rounding import rounding_probes
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
 from pipeline.solvers.basis import Basis, Probes
@@ -186,10 +187,10 @@ class Iteration:
             assert state.left is not None
             return ColumnFactor(dtype, standard(X, self.settings), state.left)
         thin = np.hstack([state.basis.block, state.probes.columns])
-        probe = np.random.default_rng([self.settings.seed, state.passes]).standard_normal((thin.shape[1],))
+        probes = rounding_probes(thin.shape[1], [self.settings.seed, state.passes])
         if self.side == COLUMNS:
-            return ColumnProduct(dtype, standard(X, self.settings), probe, thin)
-        return RowProduct(dtype, _factor(X, state)[:, None] * thin, state.passes == 0, probe, X.sample_weights)
+            return ColumnProduct(dtype, standard(X, self.settings), probes, thin)
+        return RowProduct(dtype, _factor(X, state)[:, None] * thin, state.passes == 0, probes, X.sample_weights)
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
         if isinstance(summary, Factor):
