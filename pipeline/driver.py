@@ -105,7 +105,9 @@ def solve(
     run = keeper.begun() or Run(solver.init(X))
     if fills:
         if run.observed is None:
-            observed, run = _pass(X, RowMeans(cost.dtype or X.work_dtype, X.sample_weights), run, keeper, passes=passes)
+            observed, run = _pass(
+                X, RowMeans(cost.dtype or X.block_dtype, X.sample_weights), run, keeper, passes=passes
+            )
             if not np.isfinite(observed.mean).all():
                 check_entries(X.filled(np.zeros(X.shape[1])))  # NaN is welcome, infinity is not
             run = keeper.keep(replace(run, observed=observed))
@@ -127,8 +129,9 @@ def solve(
         unknown = solver.settings.missing == "em" and reason == CONVERGED
         why = "no bound is known where entries are missing" if unknown else _WHY[reason]
         raise ConvergenceError(
-            f"tol={tol:g} was not met: after {found.passes} passes the sine of the largest angle is certified to "
-            f"{np.sin(found.angle_bound):.1e}, as {why}; ask for a larger tol or another n_components",
+            f"tol={tol:g} was not met: after {found.passes} pass{'es' * (found.passes != 1)} the sine of the largest "
+            f"angle is certified to {np.sin(found.angle_bound):.1e}, as {why}; ask for a larger tol, another "
+            "n_components or another solver",
             found,
         )
     if reason == LIMIT and solver.settings.missing == "em":
@@ -143,7 +146,7 @@ def solve(
 def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.ndarray:
     """Scores (n, k) of the samples that `found` was fitted to, from the blocks that were kept as far as they go."""
     lens, cost = np.asarray(found.basis, doubled(found.basis.dtype)).conj().T, solver.cost(X).entries_of(X)
-    dtype = cost.dtype or X.work_dtype
+    dtype = cost.dtype or X.block_dtype
     how: dict[str, Any] = {"summary_bytes": cost.summary_bytes, "keep": keep}
     if cost.side == ROWS:
         rows = RowScores(dtype, found.factor[:, None] * lens, found.offset)

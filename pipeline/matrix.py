@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError, StoreError
-from pipeline.kernels.blocks import check_digits, doubled, fill_in, mark, working_dtype
+from pipeline.kernels.blocks import careful, check_digits, doubled, fill_in, mark, working_dtype
 from pipeline.kernels.implicit import ImplicitBlock
 from pipeline.kernels.sparse import SparseBlock
 from pipeline.labels import Labels
@@ -64,8 +64,8 @@ class Matrix:
 
     @property
     def block_dtype(self) -> np.dtype[Any]:
-        """In which blocks are multiplied: `work_dtype`, but double precision for those that are not made dense."""
-        return doubled(self.dtype) if self.source.implicit else self.work_dtype
+        """In which blocks are multiplied: `work_dtype`, but double precision for few entries and for sparse blocks."""
+        return doubled(self.dtype) if self.source.implicit else careful(self.dtype, self.shape[0] * self.shape[1])
 
     @property
     def density(self) -> float:

@@ -63,7 +63,8 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        least = "at least " if self.tol is not None or self.open_ended else ""
+        # Passes that meet a tol may be fewer than those of a solver without, or more.
+        least = "about " if self.tol is not None else "at least " if self.open_ended else ""
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
         lines = {
             "solver": f"{self.solver}: {self.why}",
@@ -322,7 +323,7 @@ def _seconds(X: Matrix, cost: Cost, at_work: Crew, kept: int) -> float:
     if X.source.implicit:
         computing = cost.flops * X.density / _SPARSE_FLOPS
     else:  # a complex multiplication is four
-        real = X.work_dtype.itemsize // (2 if complex_ else 1)
+        real = X.block_dtype.itemsize // (2 if complex_ else 1)
         computing = cost.flops * (4 if complex_ else 1) / speed.multiplying(real)
     short = cost.summary_bytes / 8
     finishing = 3 * short**1.5 / speed.multiplying(8) if cost.passes < 3 else 0.0  # eigenvectors of the square matrix

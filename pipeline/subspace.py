@@ -19,7 +19,7 @@ from scipy.sparse import issparse
 
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.flag import Flag, checked_type
-from pipeline.kernels.blocks import doubled, magnitudes, working_dtype
+from pipeline.kernels.blocks import careful, doubled, magnitudes, working_dtype
 from pipeline.kernels.em import imputed
 from pipeline.kernels.implicit import ImplicitBlock
 from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
@@ -412,12 +412,13 @@ class Subspace:
             return self._project_implicit(rows, lens)
         rows = np.atleast_2d(np.asarray(rows))
         self._check_width(rows)
-        dtype = _like(working_dtype(rows.dtype), lens)
+        own = _like(working_dtype(rows.dtype), lens)
+        dtype = careful(own, rows.size)
         # Subtract what the dtype can hold of the mean, then correct by the rest: nothing large cancels.
         pilot = self.offset.astype(dtype)
         rows = rows if self.present.all() else np.where(self.present, rows, 0)
         scores = (rows - pilot).astype(dtype, copy=False) @ lens.astype(dtype)
-        return scores - ((self.offset - pilot) @ lens).astype(dtype)
+        return (scores - ((self.offset - pilot) @ lens).astype(dtype)).astype(own, copy=False)
 
     def _project_implicit(self, rows: ImplicitBlock, lens: np.ndarray) -> np.ndarray:
         if rows.shape[1] != self.n_features:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.kernels.blocks import (
+    adjoint_product,
     doubled,
     out_of_range,
     product_in_float64,
@@ -163,8 +164,7 @@ class ColumnFactor:
         return self.standard.apply(x, at)
 
     def block(self, x: Columns, at: tuple[int, int], held: Factor | None, scratch: dict[str, np.ndarray]) -> Factor:
-        image = x.x.conj().T @ self.left.astype(self.dtype)
-        part = (at[0], image.astype(doubled(self.dtype)), x.mean, x.spread)
+        part = (at[0], adjoint_product(x.x, self.left), x.mean, x.spread)
         return Factor((*(held.parts if held else ()), part))
 
     def combine(self, a: Factor, b: Factor) -> Factor:

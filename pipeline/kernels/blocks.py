@@ -11,7 +11,10 @@ from pipeline.errors import InputError, NonfiniteError
 
 __all__ = [
     "LOUDEST",
+    "SHORT",
     "absent_columns",
+    "adjoint_product",
+    "careful",
     "check_digits",
     "check_energy",
     "checked_sums",
@@ -37,9 +40,11 @@ __all__ = [
 ]
 
 # Sums of squares between these can be squared again, as residuals and certificates do.
+_FEW = 1 << 22  # entries up to which double precision takes no time that anybody would see
+_FAINT = "entries vary so little that their squares underflow: multiply the data by a constant first"
 _FAINTEST, LOUDEST = 1e-120, 1e140
 _HEAD = 1024  # rows that tell where the mean is about
-_SHORT = 64  # terms that are added up in single precision
+SHORT = 64  # terms that are added up in single precision
 _SLAB_BYTES, _SLAB_ROWS = 16 << 20, 256  # of a part in double precision: rows enough for BLAS, however wide
 _STRIP_BYTES = 1 << 20  # of a part that is looked through while it is in the cache
 
@@ -66,6 +71,15 @@ def doubled(dtype: Any) -> np.dtype[Any]:
 def single(dtype: Any) -> bool:
     """Whether a working dtype is of single precision."""
     return np.dtype(dtype) in (np.dtype(np.float32), np.dtype(np.complex64))
+
+
+def careful(dtype: Any, entries: int) -> np.dtype[Any]:
+    """In which so many entries of a dtype are multiplied: in double precision where they are few, as it costs nothing.
+
+    >>> careful("f4", 10_000), careful("f4", 10_000_000)
+    (dtype('float64'), dtype('float32'))
+    """
+    return doubled(dtype) if entries <= _FEW else working_dtype(dtype)
 
 
 def fits_single(dtype: Any) -> bool:
@@ -112,16 +126,23 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 
 
 def column_sums(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(d,) sums, in double precision, of the rows of a block, each times its weight: a product, as BLAS is fast."""
-    ones = np.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype, copy=False)
-    return (ones @ x).astype(doubled(x.dtype))
+    """(d,) sums, in double precision, of the rows of a block, each times its weight.
+
+    A few rows at a time as a product, since BLAS is fast: long sums in single precision would lose digits.
+    """
+    counts = np.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype, copy=False)
+    even = len(x) - len(x) % SHORT
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever needs numbers looks for them
+        parts = counts[:even].reshape(-1, 1, SHORT) @ x[:even].reshape(-1, SHORT, x.shape[1])
+        rest = counts[even:] @ x[even:]
+    return parts.sum(axis=(0, 1), dtype=doubled(x.dtype)) + rest
 
 
 def column_squares(x: np.ndarray) -> np.ndarray:
     """(d,) float64 sums of squares of the columns: a few rows at a time in the block's own dtype, then in float64."""
     if x.dtype.kind == "c":
         return column_squares(x.real) + column_squares(x.imag)
-    parts = (x[start : start + _SHORT] for start in range(0, x.shape[0], _SHORT))
+    parts = (x[start : start + SHORT] for start in range(0, x.shape[0], SHORT))
     return sum((np.einsum("ij,ij->j", p, p).astype(np.float64) for p in parts), np.zeros(x.shape[1]))
 
 
@@ -190,6 +211,14 @@ def product_in_float64(x: np.ndarray, lens: np.ndarray | None = None) -> np.ndar
     return total
 
 
+def adjoint_product(x: np.ndarray, thin: np.ndarray) -> np.ndarray:
+    """X^H R (c, k) of a block (n, c) and (n, k), sums of `SHORT` terms in the block's dtype, and these in double."""
+    total = np.zeros((x.shape[1], thin.shape[1]), doubled(x.dtype))
+    for start in range(0, len(x), SHORT):
+        total += x[start : start + SHORT].conj().T @ thin[start : start + SHORT].astype(x.dtype)
+    return total
+
+
 def times_in_float64(x: np.ndarray, thin: np.ndarray) -> np.ndarray:
     """X R in double precision, a few rows at a time."""
     height = slab_rows(x.shape[1])
@@ -200,11 +229,13 @@ def times_in_float64(x: np.ndarray, thin: np.ndarray) -> np.ndarray:
 def out_of_range(energy: float, x: np.ndarray) -> bool:
     """Whether squares of the entries of a block, `energy` in all, overflow its dtype or are lost below its smallest.
 
-    Raises InputError where float64 overflows.
+    Raises InputError where those of float64 do.
     """
     if not single(x.dtype):
         if not energy < LOUDEST:
             raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
+        if energy == 0 and x.any():
+            raise InputError(_FAINT)
         return False
     limits = np.finfo(x.dtype)
     return not energy < float(limits.max) or bool(energy < x.size * limits.tiny / limits.eps and x.any())
@@ -227,7 +258,7 @@ def check_digits(x: np.ndarray, name: str) -> None:
 def check_energy(energy: float) -> None:
     """Raise InputError where sums of squares are too near to the limits of float64 for the algebra on them."""
     if 0 < energy < _FAINTEST:
-        raise InputError("entries vary so little that their squares underflow: multiply the data by a constant first")
+        raise InputError(_FAINT)
     if energy > LOUDEST:
         raise InputError("entries are so large that their squares overflow: divide the data by a constant first")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.folds import ColumnFactor, ColumnProduct, Standard
 from pipeline.folds.columns import Dual, Factor
-from pipeline.kernels.blocks import check_energy, doubled, single
+from pipeline.kernels.blocks import SHORT, check_energy, doubled, single
 from pipeline.kernels.linalg import eigh_descending
 from pipeline.kernels.rounding import rounding_probes
 from pipeline.matrix import Matrix
@@ -48,7 +48,7 @@ class DualGram:
         k = self.settings.rank.most(n, d)
         square, long = 8 * n * n, 8 * 5 * d * k  # its parts, the whole, and what becomes of it
         held = 8 * n * k + 8 * 2 * d * k  # in the second pass, as the long factor grows
-        flops, scratch = 1.0 * n * n * d, X.work_dtype.itemsize * n * n
+        flops, scratch = 1.0 * n * n * d, X.block_dtype.itemsize * n * n
         return Cost(2, COLUMNS, square, scratch, 4 * square + long, flops, state_bytes=held)
 
     def init(self, X: Matrix) -> DualState:
@@ -74,7 +74,7 @@ class DualGram:
         rounding = gram_rounding(state.dtype, dual.loud, largest, X.T.block_height, n)
         rounding += dual.rounding.norm(np.ones(n))
         left, theta = vectors[:, :k], values[:k]
-        sines = right_sines(exact_sines(values, rounding, k), theta, largest, n, state.dtype)
+        sines = right_sines(exact_sines(values, rounding, k, beyond(n, present)), theta, largest, n, state.dtype)
         tol = self.settings.tol
         if tol is not None and sines[-1] > tol and single(state.dtype):
             return replace(state, dtype=doubled(state.dtype))  # once more: float32 products stood in the way
@@ -106,6 +106,11 @@ def standard(X: Matrix, settings: Settings) -> Standard:
     return Standard(settings.center, settings.scale, X.weights, X.sample_weights)
 
 
+def beyond(n: int, present: int) -> float:
+    """The largest eigenvalue of Z^H Z that Z Z^H (n, n) does not show: none, or zero if there are more features."""
+    return 0.0 if present > n else -np.inf
+
+
 def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, n: int, dtype: Any) -> np.ndarray:
     """Sine bounds (k,) of V = Z^T U / s from those of U.
 
@@ -129,8 +134,8 @@ def right_residuals(residual: np.ndarray, theta: np.ndarray, n: int, dtype: Any)
 
 
 def _factor_rounding(n: int, dtype: Any) -> float:
-    """Rounding of Z^T u, sums of n terms, relative to the largest singular value (Higham and Mary 2019)."""
-    return float((4.0 + np.sqrt(n)) * np.finfo(dtype).eps)
+    """Rounding of Z^T u, relative to the largest singular value: sums of some terms, and sums of these in float64."""
+    return float((4.0 + min(n, SHORT) / 2) * np.finfo(dtype).eps + np.sqrt(n) * np.finfo(np.float64).eps)
 
 
 def factored(X: Matrix, state: Any, settings: Settings, images: np.ndarray | None = None) -> Subspace:

@@ -41,7 +41,7 @@ class Gram:
 
     def cost(self, X: Matrix) -> Cost:
         n, d = X.shape
-        return Cost(1, ROWS, 8 * d * d, X.work_dtype.itemsize * d * d, 8 * 4 * d * d, 1.0 * n * d * d)
+        return Cost(1, ROWS, 8 * d * d, X.block_dtype.itemsize * d * d, 8 * 4 * d * d, 1.0 * n * d * d)
 
     def init(self, X: Matrix) -> GramState:
         self.settings.rank.most(*X.shape)
@@ -121,9 +121,9 @@ def unmet(sines: np.ndarray) -> str:
     return NO_GAP if sines[-1] >= 0.1 else STALLED
 
 
-def exact_sines(values: np.ndarray, rounding: float, k: int) -> np.ndarray:
-    """Sine bounds (k,) where all eigenvalues are known: what rounding may have turned over what the gap is."""
-    left = float(values[k]) if values.size > k else -np.inf
+def exact_sines(values: np.ndarray, rounding: float, k: int, outside: float = -np.inf) -> np.ndarray:
+    """Sine bounds (k,) if all eigenvalues are known but those `outside`: what rounding may have turned over the gap."""
+    left = float(values[k]) if values.size > k else outside
     return sine_bounds(values[:k], np.zeros((k, k)), left, rounding, k)
 
 

@@ -21,7 +21,7 @@ from pipeline.kernels.rounding import rounding_probes
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
 from pipeline.solvers.basis import Basis, Probes
-from pipeline.solvers.dual_gram import factored, right_sines, standard
+from pipeline.solvers.dual_gram import beyond, factored, right_sines, standard
 from pipeline.solvers.extraction import Leading, Ritz
 from pipeline.solvers.gram import gram_rounding
 from pipeline.solvers.solver import COMPLETE, CONVERGED, LIMIT, NO_GAP, STALLED, Answer, Cost, Settings
@@ -286,7 +286,7 @@ class Iteration:
         rounding = applied.rounding + gram_rounding(
             state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
-        outside = -np.inf
+        outside = self.beyond(X, applied)
         if theta.size < whole.shape[0]:  # also of as many columns as C has rank: the first of them are random
             state = self._probed(state, grown.known, applied.product[:, l:])
             unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
@@ -319,6 +319,10 @@ class Iteration:
         floor = max(np.finfo(float).eps * largest, np.finfo(float).tiny)
         residual = answer.sizes / np.maximum(answer.values, floor)
         return replace(state, left=answer.vectors, squares=answer.values, residual=residual, sines=sines)
+
+    def beyond(self, X: Matrix, applied: Applied) -> float:
+        """The largest eigenvalue that no basis of the walked side shows."""
+        return -np.inf if self.side == ROWS else beyond(X.shape[0], applied.present)
 
     def fresh(self, state: IterationState, width: int, *stream: int) -> np.ndarray:
         """Random columns (m, width), those of a stream of numbers, zero at features without values."""
@@ -382,7 +386,8 @@ def moved_by(before: np.ndarray, now: np.ndarray, k: int) -> float:
     """The largest change of the leading k eigenvalues, over the next one: per-vector error of Feng et al. (2024)."""
     following = float(now[min(k, len(now) - 1)])
     k = min(k, len(before))
-    return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))
+    with np.errstate(over="ignore"):  # nothing follows
+        return float(np.abs(now[:k] - before[:k]).max() / max(following, np.finfo(float).tiny))
 
 
 def dear(X: Matrix) -> bool:

@@ -150,7 +150,7 @@ class Lanczos(Iteration):
         # Entries are those that are stored; what products in single precision cost was measured in each pass.
         rounding = state.rounding + gram_rounding(X.block_dtype, applied.loud, top, X.block_height, m)
         unseen = max(energy - float(state.values.sum()), 0.0) + 1e-14 * energy
-        outside = -np.inf if q >= m else min(unseen, state.probes.bound())
+        outside = self.beyond(X, applied) if q >= m else min(unseen, state.probes.bound())
         k = min(self.settings.rank.resolve(np.maximum(state.values, 0.0), energy, X.shape[0], applied.present), q)
         answer, ritz = extraction.recurrent(state.known, inner, state.basis.block, below, k, outside, rounding)
         state = replace(state, ritz=ritz, rounding=rounding, rows=(), reason=COMPLETE)

@@ -167,7 +167,7 @@ class SinglePass(Iteration):
         right = np.hstack([p[:, :kept] @ mix.conj().T, p[:, kept:]])[:, :k]
         components = np.zeros((len(present), k), right.dtype)
         components[present] = right
-        values, u = np.append(values, np.zeros(k)), np.hstack([u, np.zeros((len(u), k))])
+        values, u = np.append(values, np.zeros(k + 1)), np.hstack([u, np.zeros((len(u), k))])
         squares, s = values[:k] ** 2, values[:k]
         shaken = rounding / sizes[kept - 1] if kept else np.sqrt(rounding)
         shaken = 2 * float(values[0]) * shaken + shaken**2 + rounding
