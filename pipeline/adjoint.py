@@ -53,6 +53,8 @@ def check_operator(X: Matrix) -> None:
     if not isinstance(source, Operator):
         return
     apart = dottest(X)
+    if not np.isfinite(apart):
+        raise InputError("matmat or rmatmat of the operator gives NaN or infinity for random vectors")
     if not apart <= (1e-3 if single(X.work_dtype) else 1e-6):
         raise InputError(
             f"matmat and rmatmat of the operator are not adjoint: <X v, u> and <v, X^H u> of random u and v differ by "

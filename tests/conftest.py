@@ -1,4 +1,4 @@
-"""What several modules of tests share: a real browser, real object stores."""
+"""What several modules of tests share: the precision of large data, a real browser, real object stores."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from tests.servers import KEYS, SERVERS, Buckets, object_store
 
 _FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
 _OFFLINE = ("disable-background-networking", "disable-component-update")
+
+
+@pytest.fixture(scope="class")  # of a function where there is none; hypothesis wants none of a function's own
+def as_of_large_data() -> Iterator[None]:
+    """Float32 is multiplied as such, however few entries there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.kernels.blocks._FEW", 0)
+        yield
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ from tests.problems import SOLVERS, Problem, exact, fitted
 from tests.test_reading import stored
 from tests.test_solvers import check_certificate, random_case, spectra
 
+pytestmark = pytest.mark.usefixtures("as_of_large_data")
+
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -493,6 +493,8 @@ def test_operators_that_are_wrong_are_refused_before_the_fit() -> None:
     with pytest.raises(InputError, match=r"not adjoint.*differ by \d"):
         PCA(2).fit(Operator(X.shape, counted, lambda y: 1.01 * X.T @ y))
     assert sum(calls) == 1
+    with pytest.raises(InputError, match="rmatmat of the operator gives NaN or infinity"):
+        PCA(2).fit(Operator(X.shape, counted, lambda y: np.nan * X.T @ y))
     with pytest.raises(InputError, match=r"matmat of the operator gives the shape \(40, 1\)"):
         PCA(2).fit(Operator(X.shape, lambda r: X.T @ X @ r, lambda y: X.T @ y))
     with pytest.raises(InputError, match="complex dtype"):

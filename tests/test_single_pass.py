@@ -15,6 +15,8 @@ from tests.problems import Problem, exact, fitted
 from tests.test_reading import stored
 from tests.test_solvers import check_certificate, random_case
 
+pytestmark = pytest.mark.usefixtures("as_of_large_data")
+
 RNG = np.random.default_rng(11)
 X = Problem("power 1", 400, 150).X
 WIDE = Problem("power 1", 150, 400).X
@@ -191,7 +193,7 @@ def test_a_stream_is_read_once_and_only_by_fit() -> None:
 
 
 def test_a_tol_that_one_pass_does_not_meet_is_not_claimed(sketched: None) -> None:
-    with pytest.raises(ConvergenceError, match="after 1 passes"):
+    with pytest.raises(ConvergenceError, match="after 1 pass the sine"):
         fitted(Problem("power 1/2", 200, 120).X, 4, "single_pass", tol=1e-3)
     with pytest.raises(InputError, match="more than the 48 columns"):
         fitted(Problem("power 1/2", 200, 120).X, 0.99, "single_pass")

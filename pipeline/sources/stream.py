@@ -116,7 +116,7 @@ def _checked(block: Any, i: int) -> np.ndarray:
         raise InputError(f"block {i} of the stream is no array: {error}") from error
     if array.ndim != 2 or array.dtype.kind not in "biuf" or array.shape[1] == 0:
         raise InputError(
-            f"block {i} of the stream has shape {array.shape} and holds {array.dtype}: numbers (m, d) are needed"
+            f"block {i} of the stream has shape {array.shape} and holds {array.dtype}: real numbers (m, d) are needed"
         )
     return array
 
