@@ -167,7 +167,7 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
     if cuts is not None:
         matrix = matrix.stretch(cuts)
         looking, told = False, {**told, "keep": None}
-    seeing = witnessed(fold, *X.shape, X.block_dtype, looking=looking)
+    seeing = witnessed(fold, *X.shape, X.seen_dtype, looking=looking)
     if isinstance(X.source, Stream):
         summary, tally = pour(matrix, fold)
     else:

@@ -63,6 +63,11 @@ class Matrix:
         return working_dtype(self.dtype)
 
     @property
+    def seen_dtype(self) -> np.dtype[Any]:
+        """In which entries are told apart, however many there are, when it is taken down what rows held."""
+        return doubled(self.dtype) if self.source.implicit else self.work_dtype
+
+    @property
     def block_dtype(self) -> np.dtype[Any]:
         """In which blocks are multiplied: `work_dtype`, but double precision for few entries and for sparse blocks."""
         return doubled(self.dtype) if self.source.implicit else careful(self.dtype, self.shape[0] * self.shape[1])

@@ -413,7 +413,7 @@ class Subspace:
         rows = np.atleast_2d(np.asarray(rows))
         self._check_width(rows)
         own = _like(working_dtype(rows.dtype), lens)
-        dtype = careful(own, rows.size)
+        dtype = careful(own, 4 * rows.size)  # of large blocks a copy in double precision is dear
         # Subtract what the dtype can hold of the mean, then correct by the rest: nothing large cancels.
         pilot = self.offset.astype(dtype)
         rows = rows if self.present.all() else np.where(self.present, rows, 0)

@@ -99,3 +99,14 @@ def test_nothing_at_all_has_components_without_a_certificate(solver: str, k: int
 def test_squares_that_underflow_are_refused(solver: str, size: float) -> None:
     with pytest.raises(errors.InputError, match="squares underflow: multiply the data"):
         PCA(2, solver=solver).fit(size * np.random.default_rng(0).standard_normal((100, 8)))
+
+
+@pytest.mark.parametrize("solver", ["gram", "dual_gram"])
+def test_what_rows_held_is_told_alike_in_either_precision(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of few entries follows its data until they are many, and so do those of earlier versions."""
+    x, told = decaying(150, 90, 3), []
+    for few in (0, x.size):
+        monkeypatch.setattr("pipeline.kernels.blocks._FEW", few)
+        told.append(PCA(2, solver=solver).fit(x).subspace_.provenance["seen"])
+    assert told[0] == told[1]
+    assert told[0] != PCA(2).fit(x.astype(np.float64)).subspace_.provenance["seen"]

@@ -191,7 +191,7 @@ def _check_unchanged(S: Subspace, X: Matrix, followed: list[dict[str, Any]]) -> 
 
 def content_of(X: Matrix, like: Content) -> Content:
     """What the rows of X hold, cut as another content."""
-    witness = Witness(_Nothing(X.block_dtype), *X.shape, edges=like.edges)
+    witness = Witness(_Nothing(X.seen_dtype), *X.shape, edges=like.edges)
     return witness.content(walk(X.rows(0, int(like.edges[-1])), witness)[0])
 
 
@@ -215,7 +215,7 @@ def _summary(S: Subspace, X: Matrix) -> tuple[Subspace, Content]:
     like = replace(S.principal, features=None, provenance={})
     width = min(n, d, 2 * (S.k + _ROOM))
     fold = RowFactor(X.block_dtype, like, width, X.sample_weights)
-    witness = Witness(fold, n, d, edges=piece_edges(0, n, d))
+    witness = Witness(fold, n, d, piece_edges(0, n, d), X.seen_dtype)
     try:
         found, _ = walk(X, witness)
     except NonfiniteError as error:
