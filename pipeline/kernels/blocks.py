@@ -39,9 +39,9 @@ __all__ = [
     "working_dtype",
 ]
 
-# Sums of squares between these can be squared again, as residuals and certificates do.
 _FEW = 1 << 22  # entries up to which double precision takes no time that anybody would see
 _FAINT = "entries vary so little that their squares underflow: multiply the data by a constant first"
+# Sums of squares between these can be squared again, as residuals and certificates do.
 _FAINTEST, LOUDEST = 1e-120, 1e140
 _HEAD = 1024  # rows that tell where the mean is about
 SHORT = 64  # terms that are added up in single precision
