@@ -70,7 +70,7 @@ class Matrix:
     @property
     def block_dtype(self) -> np.dtype[Any]:
         """In which blocks are multiplied: `work_dtype`, but double precision for few entries and for sparse blocks."""
-        return doubled(self.dtype) if self.source.implicit else careful(self.dtype, self.shape[0] * self.shape[1])
+        return self.seen_dtype if self.source.implicit else careful(self.dtype, self.shape[0] * self.shape[1])
 
     @property
     def density(self) -> float:

@@ -64,14 +64,14 @@ class Plan:
 
     def __str__(self) -> str:
         # Passes that meet a tol may be fewer than those of a solver without, or more.
-        least = "about " if self.tol is not None else "at least " if self.open_ended else ""
+        near = "about " if self.tol is not None else "at least " if self.open_ended else ""
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
         lines = {
             "solver": f"{self.solver}: {self.why}",
-            "passes": f"{least}{self.passes}"
+            "passes": f"{near}{self.passes}"
             + (f", from a sample of {format_bytes(self.sample_bytes)}" if self.sample_bytes else "")
             + (f", until the angle is certified to {self.tol:g}" if self.tol else ""),
-            "bytes read": f"{least}{format_bytes(self.bytes_read)}",
+            "bytes read": f"{near}{format_bytes(self.bytes_read)}",
             "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
             "blocks": f"{self.n_blocks} of up to {self.block_rows} {self.side}, {self.blocks_kept} kept between passes",

@@ -106,9 +106,9 @@ def standard(X: Matrix, settings: Settings) -> Standard:
     return Standard(settings.center, settings.scale, X.weights, X.sample_weights)
 
 
-def beyond(n: int, present: int) -> float:
-    """The largest eigenvalue of Z^H Z that Z Z^H (n, n) does not show: none, or zero if there are more features."""
-    return 0.0 if present > n else -np.inf
+def beyond(m: int, present: int) -> float:
+    """The largest eigenvalue that vectors of m entries do not show: none, or zero where features are more than that."""
+    return 0.0 if present > m else -np.inf
 
 
 def right_sines(sines: np.ndarray, theta: np.ndarray, largest: float, n: int, dtype: Any) -> np.ndarray:

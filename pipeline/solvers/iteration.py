@@ -286,7 +286,7 @@ class Iteration:
         rounding = applied.rounding + gram_rounding(
             state.dtype, applied.loud, float(theta[0]), X.block_height, X.shape[1 - self.side]
         )
-        outside = self.beyond(X, applied)
+        outside = beyond(whole.shape[0], applied.present)
         if theta.size < whole.shape[0]:  # also of as many columns as C has rank: the first of them are random
             state = self._probed(state, grown.known, applied.product[:, l:])
             unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
@@ -319,10 +319,6 @@ class Iteration:
         floor = max(np.finfo(float).eps * largest, np.finfo(float).tiny)
         residual = answer.sizes / np.maximum(answer.values, floor)
         return replace(state, left=answer.vectors, squares=answer.values, residual=residual, sines=sines)
-
-    def beyond(self, X: Matrix, applied: Applied) -> float:
-        """The largest eigenvalue that no basis of the walked side shows."""
-        return -np.inf if self.side == ROWS else beyond(X.shape[0], applied.present)
 
     def fresh(self, state: IterationState, width: int, *stream: int) -> np.ndarray:
         """Random columns (m, width), those of a stream of numbers, zero at features without values."""

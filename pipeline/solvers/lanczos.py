@@ -19,6 +19,7 @@ from pipeline.kernels.linalg import orthonormal_beside
 from pipeline.matrix import Matrix
 from pipeline.solvers import extraction
 from pipeline.solvers.basis import Basis
+from pipeline.solvers.dual_gram import beyond
 from pipeline.solvers.gram import gram_rounding
 from pipeline.solvers.iteration import Applied, Iteration, IterationState, moved_by
 from pipeline.solvers.solver import COMPLETE, Cost, unit_roundoff
@@ -150,7 +151,7 @@ class Lanczos(Iteration):
         # Entries are those that are stored; what products in single precision cost was measured in each pass.
         rounding = state.rounding + gram_rounding(X.block_dtype, applied.loud, top, X.block_height, m)
         unseen = max(energy - float(state.values.sum()), 0.0) + 1e-14 * energy
-        outside = self.beyond(X, applied) if q >= m else min(unseen, state.probes.bound())
+        outside = beyond(m, applied.present) if q >= m else min(unseen, state.probes.bound())
         k = min(self.settings.rank.resolve(np.maximum(state.values, 0.0), energy, X.shape[0], applied.present), q)
         answer, ritz = extraction.recurrent(state.known, inner, state.basis.block, below, k, outside, rounding)
         state = replace(state, ritz=ritz, rounding=rounding, rows=(), reason=COMPLETE)
