@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask
+import dask.threaded
+import psutil
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 
-__all__ = ["Crew", "crew", "locally"]
+__all__ = ["Crew", "crew", "locally", "memory_here"]
+
+_CONTROL_GROUP = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class Crew:
     workers: int
     threads: int
     memory: int | None
+    schedule: Callable[..., Any]
+    """Dask's function that carries out a graph: of the client, or of the local scheduler."""
 
     @property
     def threads_each(self) -> int:
@@ -29,17 +39,29 @@ class Crew:
 
 def crew() -> Crew:
     """The active Dask cluster, or the local scheduler that Dask's configuration names (threads by default)."""
-    schedule = get_scheduler()
+    # Dask looks for a client by importing distributed, which takes as long as a small fit; who has one did so before.
+    named = "distributed" in sys.modules or dask.config.get("scheduler", None)
+    schedule = (get_scheduler() if named else None) or dask.threaded.get
     client = getattr(schedule, "__self__", None)
     if client is not None and hasattr(client, "scheduler_info"):
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         memory = min((w["memory_limit"] for w in workers if w["memory_limit"]), default=None)
-        return Crew(client, max(1, len(workers)), max(1, sum(w["nthreads"] for w in workers)), memory)
-    if schedule is dask.local.get_sync:
-        return Crew(None, 1, 1, None)
-    return Crew(None, 1, dask.config.get("num_workers", None) or CPU_COUNT, None)
+        threads = sum(w["nthreads"] for w in workers)
+        return Crew(client, max(1, len(workers)), max(1, threads), memory, schedule)
+    threads = 1 if schedule is dask.local.get_sync else dask.config.get("num_workers", None) or CPU_COUNT
+    return Crew(None, 1, threads, None, schedule)
 
 
 def locally() -> bool:
     """Whether tasks run in this process and see its memory."""
-    return crew().client is None and getattr(get_scheduler(), "__module__", "") != "dask.multiprocessing"
+    at_work = crew()
+    return at_work.client is None and getattr(at_work.schedule, "__module__", "") != "dask.multiprocessing"
+
+
+def memory_here() -> int:
+    """Bytes that this process can have: those of the machine, or of its control group (a container, a batch job)."""
+    limits = [psutil.virtual_memory().total]
+    for path in _CONTROL_GROUP:
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)

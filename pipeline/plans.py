@@ -11,7 +11,7 @@ import psutil
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline import speed
-from pipeline.crew import Crew, crew, locally
+from pipeline.crew import Crew, crew, locally, memory_here
 from pipeline.errors import InputError, PlanError
 from pipeline.kernels.blocks import doubled, slab_rows
 from pipeline.matrix import Matrix, open_matrix
@@ -332,11 +332,7 @@ def _seconds(X: Matrix, cost: Cost, at_work: Crew, kept: int) -> float:
 
 def _limit(memory_limit: int | str | None, at_work: Crew) -> int | None:
     if memory_limit is None:
-        if at_work.client is not None:
-            return at_work.memory
-        from distributed.system import MEMORY_LIMIT
-
-        return int(MEMORY_LIMIT)
+        return memory_here() if at_work.client is None else at_work.memory
     try:
         limit = parse_bytes(memory_limit)
     except (ValueError, TypeError) as error:

@@ -99,7 +99,8 @@ def walk(
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
         with threadpool_limits(limit), told_by_tasks(walked.sizes, heard):
             kept, fresh = walked.kept(keep)
-            ((summary, tally),) = dask.compute(walked.job(kept, fresh)[0], optimize_graph=False)
+            job, _ = walked.job(kept, fresh)
+            ((summary, tally),) = dask.compute(job, scheduler=at_work.schedule, optimize_graph=False)
     heard(length)
     nbytes = walked.bytes_beside if kept and not fresh else bytes_walked(matrix, fold)
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
@@ -258,11 +259,11 @@ class _Walk:
                 layer[name, i] = (read_run, *self._stretch(a, a + kept))
         graph = self._collected(name, layer)
         numbers = [i for i, kept in enumerate(self.lengths) if kept]
-        client = crew().client
-        places: list[dict[str, Any]] = [{}]
+        at_work = crew()
+        places: list[dict[str, Any]] = [{"scheduler": at_work.schedule}]
         runs: dict[int, Delayed] = {}
-        if client is not None:  # the same number to each worker, as each has so much room; another may stand in
-            addresses = client.scheduler_info(n_workers=-1)["workers"]
+        if at_work.client is not None:  # the same number to each worker, as each has so much room; another may stand in
+            addresses = at_work.client.scheduler_info(n_workers=-1)["workers"]
             places = [{"workers": [address], "allow_other_workers": True} for address in addresses]
         with _large_graphs():
             for first, where in enumerate(places):

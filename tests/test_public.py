@@ -58,6 +58,11 @@ print(took, sorted(heavy))
     assert runs[0][1].strip() == "[]"
 
 
+def test_who_has_no_cluster_does_not_wait_for_distributed() -> None:
+    fit = "import sys, numpy as np, pipeline; pipeline.PCA(2).fit(np.eye(9, 4))"
+    assert python(f"{fit}; print('distributed' in sys.modules)").strip() == "False"
+
+
 def test_a_name_is_found_by_itself() -> None:
     python("import pipeline.errors; pipeline.errors.InputError")
     python("from pipeline import *; PCA, TruncatedSVD, open_matrix, plan, load, Subspace, Matrix, errors.InputError")
