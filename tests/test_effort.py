@@ -339,6 +339,14 @@ class TestStart:
         assert warm.subspace_.passes <= 2 <= cold.subspace_.passes
         assert truth.angle(warm.components_) <= np.sin(warm.subspace_.angle_bound) <= tol
 
+    @pytest.mark.parametrize("tol", [1e-1, 1e-2])
+    def test_so_does_one_with_rows_that_came_later(self, tol: float) -> None:
+        whole = random_case(lambda r: 1 / np.arange(1, r + 1.0), 1520, 400, 3, np.float32)
+        first = PCA(8, solver="krylov").fit(whole[:-20])
+        cold, warm = (PCA(8, solver="krylov", tol=tol).fit(whole, start=start) for start in (None, first))
+        assert warm.subspace_.passes <= 2 < cold.subspace_.passes
+        assert exact(whole).angle(warm.components_) <= np.sin(warm.subspace_.angle_bound) <= tol
+
     def test_reads_are_counted(self) -> None:
         store = stored((50, 60))
         array = zarr.open_array(store)

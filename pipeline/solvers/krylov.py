@@ -61,11 +61,13 @@ class Krylov(Iteration):
     def may_be_wide(self, X: Matrix) -> bool:
         """Whether blocks can be several times as wide as what is asked for, which saves a pass that costs.
 
-        A sample saves it too, and blocks stay slender.
+        After a start too: it says nothing of what follows its vectors, which a certificate has to know. A sample saves
+        the pass as well, and blocks stay slender.
         """
         rank, dense = self.settings.rank, not X.source.implicit
         few = not rank.open and self.n_oversamples is None and rank.most(*X.shape) <= _FEW
-        return few and dense and dear(X) and self.sample(X) is None
+        warm = self.settings.start is not None and self.side == ROWS
+        return few and dense and (warm or dear(X)) and self.sample(X) is None
 
     def slender(self, X: Matrix) -> Krylov:
         """The same with blocks that take less memory, and a pass more."""
