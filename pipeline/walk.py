@@ -33,7 +33,7 @@ from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.telling import counted, told_by_tasks, told_by_workers, voice
 
-__all__ = ["bytes_walked", "waiting_nbytes", "walk"]
+__all__ = ["bytes_spared", "bytes_walked", "waiting_nbytes", "walk"]
 
 _FAN_IN = 12  # summaries that one task combines
 _RUNS = 8  # of each thread: they balance the load
@@ -77,12 +77,7 @@ def walk(
     if getattr(fold, "unfilled", False):
         matrix = replace(matrix, fill=None)
     at_work = crew()
-    each = runs_each(summary_bytes)
-    if implicitly(fold, matrix) and 32 * at_work.threads * summary_bytes > matrix.bytes_a_pass:
-        each = 1  # where little is stored, summaries are soon the larger part
-    # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
-    ships = _ships(matrix) and (bool(matrix.source.collections) or not implicitly(fold, matrix))
-    runs = _runs(matrix.n_blocks, matrix.n_blocks if ships else at_work.threads * each)
+    runs = _runs(matrix, implicitly(fold, matrix), summary_bytes, at_work.threads)
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         runs = keep.as_before(matrix.side, runs)
@@ -189,6 +184,14 @@ def bytes_walked(matrix: Matrix, fold: Fold[Any]) -> int:
     return sum(matrix.source.touched(matrix.side, np.array(at)) for at in unskipped(fold, matrix.cuts))
 
 
+def bytes_spared(matrix: Matrix, keep: Keep, dtype: np.dtype[Any], summary_bytes: int) -> int:
+    """Decoded bytes of the dense blocks that are kept, which a walk after the first need not read."""
+    runs = _runs(matrix, False, summary_bytes, crew().threads)
+    lengths = keep.lengths(runs, matrix.kept_nbytes(dtype))
+    parts = (matrix.cuts[a : a + kept + 1] for (a, _), kept in zip(runs, lengths, strict=True))
+    return sum(matrix.source.touched(matrix.side, cuts) for cuts in parts if len(cuts) > 1)
+
+
 def runs_each(summary_bytes: int) -> int:
     """How many runs of blocks a thread gets in a pass."""
     return max(1, min(_RUNS, _SUMMARIES // max(summary_bytes, 1)))
@@ -210,7 +213,14 @@ def _ships(matrix: Matrix) -> bool:
     return bool(source.collections) or (source.held and not locally())
 
 
-def _runs(n_blocks: int, tasks: int) -> list[tuple[int, int]]:
+def _runs(matrix: Matrix, implicit: bool, summary_bytes: int, threads: int) -> list[tuple[int, int]]:
+    """First and last + 1 block of each task."""
+    n_blocks, each = matrix.n_blocks, runs_each(summary_bytes)
+    if implicit and 32 * threads * summary_bytes > matrix.bytes_a_pass:
+        each = 1  # where little is stored, summaries are soon the larger part
+    # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
+    ships = _ships(matrix) and (bool(matrix.source.collections) or not implicit)
+    tasks = n_blocks if ships else threads * each
     edges = np.unique(np.linspace(0, n_blocks, min(n_blocks, tasks) + 1).round().astype(int)).tolist()
     return list(pairwise(edges))
 

@@ -146,6 +146,23 @@ def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
     np.testing.assert_allclose(model.components_, roomy.fit(X).components_, atol=1e-9)
 
 
+@pytest.mark.parametrize("chunks", [(430, 170), (77, 1000), (260, 640)])
+def test_what_is_read_beside_what_is_kept_is_as_planned(chunks: tuple[int, int]) -> None:
+    """Kept and other blocks share chunks here, and the last block is low."""
+    store = stored(chunks, (1999, 1000))
+    X = zarr.open_array(store)
+    roomy, partly = plan(X, PCA(4, solver="krylov")), 0
+    for share in (0.2, 0.5, 0.8):
+        limit = roomy.peak_memory - int(share * X.nbytes)
+        store.reads.clear()
+        model = PCA(4, solver="krylov", memory_limit=limit).fit(X)
+        walks = model.subspace_.provenance["walks"]
+        assert model.plan_.bytes_read == sum(walk["bytes"] for walk in walks)
+        assert model.plan_.bytes_read <= sum(store.reads.values()) * chunks[0] * chunks[1] * 8
+        partly += 0 < model.plan_.blocks_kept < model.plan_.n_blocks
+    assert partly
+
+
 KILLED = """
 import os, sys
 import numpy as np
