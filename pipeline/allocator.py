@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["memory_is_reused"]
+__all__ = ["memory_is_reused", "trim"]
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h of glibc
 _WHILE = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
@@ -45,6 +45,14 @@ def _count(step: int) -> None:
         for parameter, value in (_WHILE if step > 0 else _AFTER).items():
             libc.mallopt(parameter, value)
         if step < 0:
+            libc.malloc_trim(0)
+
+
+def trim() -> None:
+    """Give freed memory back to the system, but not while any task is about to use it again."""
+    libc = _glibc()
+    with _lock:
+        if libc is not None and not _inside:
             libc.malloc_trim(0)
 
 

@@ -15,7 +15,9 @@ import psutil
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 
-__all__ = ["Crew", "crew", "locally", "memory_here"]
+from pipeline.allocator import trim
+
+__all__ = ["Crew", "crew", "give_back", "locally", "memory_here"]
 
 _CONTROL_GROUP = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
@@ -56,6 +58,20 @@ def locally() -> bool:
     """Whether tasks run in this process and see its memory."""
     at_work = crew()
     return at_work.client is None and getattr(at_work.schedule, "__module__", "") != "dask.multiprocessing"
+
+
+def give_back() -> None:
+    """What has been released goes back to the system, of this process or of each worker; nobody waits for it."""
+    at_work = crew()
+    if at_work.client is None:
+        trim()
+        return
+    from distributed import fire_and_forget
+
+    # As tasks: they come to the workers by the same way as the word that something is released, and after it.
+    for address in at_work.client.scheduler_info(n_workers=-1)["workers"]:
+        trimmed = at_work.client.submit(trim, workers=[address], allow_other_workers=True, pure=False)
+        fire_and_forget(trimmed)
 
 
 def memory_here() -> int:

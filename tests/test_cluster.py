@@ -13,6 +13,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import psutil
 import pytest
 import scipy.sparse as sp
 import zarr
@@ -20,6 +21,7 @@ from dask.sizeof import sizeof
 from distributed import Client, LocalCluster
 
 from pipeline import PCA, open_matrix, plan
+from pipeline.allocator import trim
 from pipeline.folds.rows import shifted
 from pipeline.keep import Block, Run
 from pipeline.kernels.sparse import SparseBlock
@@ -181,6 +183,22 @@ def test_kept_blocks_stay_with_their_workers(tmp_path, client) -> None:
     assert read == [x.nbytes] + [0] * (model.plan_.passes - 1)
     exact = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)[:4]
     np.testing.assert_allclose(model.singular_values_, exact, rtol=1e-9)
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_what_a_fit_held_goes_back_to_the_system(tmp_path, client) -> None:
+    x = np.random.default_rng(0).standard_normal((20_000, 4_000), dtype="f4")
+    zarr.create_array(tmp_path / "x.zarr", data=x, chunks=(500, 4_000), compressors=None)
+    model = PCA(4, solver="krylov").fit(str(tmp_path / "x.zarr"))
+    assert model.plan_.blocks_kept > 0
+    time.sleep(1)
+    left = client.run(resident)
+    client.run(trim)
+    could = [left[worker] - now for worker, now in client.run(resident).items()]
+    assert max(could) < 20e6
 
 
 def test_dask_knows_how_large_kept_blocks_are() -> None:

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from zarr.abc.store import Store
 
 from pipeline.adjoint import check_operator
+from pipeline.crew import give_back
 from pipeline.driver import FILLINGS, check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import (
@@ -135,9 +136,11 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 )
             self.plan_ = ready.plan
             self._keep(provenance(subspace, type(self).__name__, self.get_params(), matrix, ready.plan))
-            return self._whitened(self._scores(ready, keep)) if with_scores else None
+            scores = self._whitened(self._scores(ready, keep)) if with_scores else None
         finally:
             keep.release()
+        give_back()
+        return scores
 
     def prepare(self, matrix: Matrix, with_scores: bool = False, start: Subspace | None = None) -> Prepared:
         """The plan of a fit, and what it is carried out with; raises as `plan` does."""
