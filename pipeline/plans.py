@@ -29,6 +29,7 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
+_SENT = 5  # times that a block from this process's memory is with a worker: as it came and as an array, also the next
 _WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs less than reading them again
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
 _OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
@@ -272,11 +273,13 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     reading = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
     if dtype.kind == "c":  # products take the conjugate of a block
         reading += X.block_nbytes(dtype)
+    if at_work.client is not None and X.source.held:
+        reading += _SENT * X.block_nbytes(X.dtype)
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
     sampling = threads * reading + 2 * cost.sample_bytes
-    at_it = threads * (each + waiting_nbytes(cost.summary_bytes)) + 3 * cost.summary_bytes
+    at_it = threads * each + waiting_nbytes(X, cost.summary_bytes, at_work)
     if at_work.client is not None:
         return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))
     return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes, sampling))

@@ -25,7 +25,7 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
-from pipeline.crew import crew, locally
+from pipeline.crew import Crew, crew, locally
 from pipeline.errors import PlanError
 from pipeline.fold import Fold, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
 from pipeline.folds.implicit import implicit_block, takes_implicit
@@ -33,9 +33,9 @@ from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.telling import counted, told_by_tasks, told_by_workers, voice
 
-__all__ = ["bytes_spared", "bytes_walked", "waiting_nbytes", "walk"]
+__all__ = ["bytes_spared", "bytes_walked", "fan_in", "ships", "waiting_nbytes", "walk"]
 
-_FAN_IN = 12  # summaries that one task combines
+_FAN_IN, _FAN_BYTES = 12, 64 << 20  # summaries that one task combines, at most, and how much they may be in all
 _RUNS = 8  # of each thread: they balance the load
 _SUMMARIES = 32 << 20  # bytes that those of a thread take at most: to combine large ones costs more than it helps
 _MEASURING = 8  # one run in so many measures what single precision costs
@@ -82,7 +82,7 @@ def walk(
     if keep is not None and isinstance(fold, Preparing):
         runs = keep.as_before(matrix.side, runs)
         lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
-    walked = _Walk(matrix, fold, runs, lengths, uuid.uuid4().hex)
+    walked = _Walk(matrix, fold, runs, lengths, fan_in(summary_bytes), uuid.uuid4().hex)
     length = int(matrix.cuts[-1] - matrix.cuts[0])
     heard = counted(pass_number, passes, matrix.n_blocks, matrix.bytes_a_pass, length)
     started = time.perf_counter()
@@ -197,9 +197,22 @@ def runs_each(summary_bytes: int) -> int:
     return max(1, min(_RUNS, _SUMMARIES // max(summary_bytes, 1)))
 
 
-def waiting_nbytes(summary_bytes: int) -> int:
-    """Bytes of summaries that a thread has made and that stay until they are combined, on a cluster to the end."""
-    return summary_bytes * (runs_each(summary_bytes) - 1)
+def fan_in(summary_bytes: int) -> int:
+    """How many summaries one task combines: two, where they are large."""
+    return int(np.clip(_FAN_BYTES // max(summary_bytes, 1), 2, _FAN_IN))
+
+
+def waiting_nbytes(matrix: Matrix, summary_bytes: int, at_work: Crew) -> int:
+    """Bytes of summaries of a worker beside those its threads are at: that wait to be combined, or are combined.
+
+    Those of runs stay to the end on a cluster. Where each block that is sent is a task, they wait for their fellows on
+    every level of the tree.
+    """
+    fan, waiting = fan_in(summary_bytes), at_work.threads_each * (runs_each(summary_bytes) - 1)
+    if ships(matrix):
+        depth = int(np.ceil(np.log(max(matrix.n_blocks, 2)) / np.log(fan)))
+        waiting = -(-min((fan - 1) * depth, matrix.n_blocks) // at_work.workers)
+    return summary_bytes * (waiting + fan + 1)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
@@ -207,7 +220,7 @@ def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
     return reduce(lambda a, b: (joined(fold, a[0], b[0]), a[1] + b[1]), parts)
 
 
-def _ships(matrix: Matrix) -> bool:
+def ships(matrix: Matrix) -> bool:
     """Whether entries are sent to the tasks: those in this process's memory, and the chunks of Dask arrays."""
     source = matrix.source
     return bool(source.collections) or (source.held and not locally())
@@ -219,8 +232,8 @@ def _runs(matrix: Matrix, implicit: bool, summary_bytes: int, threads: int) -> l
     if implicit and 32 * threads * summary_bytes > matrix.bytes_a_pass:
         each = 1  # where little is stored, summaries are soon the larger part
     # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
-    ships = _ships(matrix) and (bool(matrix.source.collections) or not implicit)
-    tasks = n_blocks if ships else threads * each
+    sent = ships(matrix) and (bool(matrix.source.collections) or not implicit)
+    tasks = n_blocks if sent else threads * each
     edges = np.unique(np.linspace(0, n_blocks, min(n_blocks, tasks) + 1).round().astype(int)).tolist()
     return list(pairwise(edges))
 
@@ -234,6 +247,7 @@ class _Walk:
     runs: list[tuple[int, int]]
     lengths: list[int]
     """Blocks of each run that are kept."""
+    fan: int
     token: str
 
     @property
@@ -293,25 +307,25 @@ class _Walk:
             level.append((name, i))
         depth = 0
         while len(level) > 1:
-            groups = [level[i : i + _FAN_IN] for i in range(0, len(level), _FAN_IN)]
+            groups = [level[i : i + self.fan] for i in range(0, len(level), self.fan)]
             level = [(merges, depth, i) for i in range(len(groups))]
             layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
             depth += 1
         graph = self._collected("walk-" + self.token, layer, *kept.values())
-        keys = [level[0]] if _ships(self.matrix) else [level[0], *((name, i) for i in range(len(self.runs)))]
+        keys = [level[0]] if ships(self.matrix) else [level[0], *((name, i) for i in range(len(self.runs)))]
         whole, *each = (Delayed(key, graph, layer="walk-" + self.token) for key in keys)
         return whole, each
 
     def _shared(self) -> dict[Any, Any]:
         """What every task gets: the fold, and a matrix that is small."""
-        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if _ships(self.matrix) else self.matrix
+        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if ships(self.matrix) else self.matrix
         return {"matrix-" + self.token: matrix, "context-" + self.token: self.fold}
 
     def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
         """The arguments of a task for blocks [a, b)."""
         cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
-        ships = _ships(self.matrix) and unskipped(self.fold, cuts)
-        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if ships else None
+        sent = ships(self.matrix) and unskipped(self.fold, cuts)
+        inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if sent else None
         return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
 
     def _collected(self, name: str, layer: dict[Any, Any], *kept: Delayed) -> HighLevelGraph:

@@ -133,7 +133,7 @@ class Dasked:
         return int(edges[last] - edges[first]) * self.shape[1 - side] * self.dtype.itemsize
 
     def beside(self, side: int, cuts: np.ndarray, dtype: np.dtype[Any]) -> int:
-        return 2 * rectangle_nbytes(self, side, cuts)  # chunks, and the array that they are put together to
+        return 4 * rectangle_nbytes(self, side, cuts)  # chunks, also of the next block, and the arrays they come to
 
     def inputs(self, side: int, start: int, stop: int) -> Any:
         first, last = np.searchsorted(self._edges[side], [start, stop])
