@@ -3,7 +3,7 @@
 Run as `python -m benchmarks.scale`. The simulation replays one pass: tasks go to workers at the scheduler's measured
 rate, a worker fetches the broadcast context from others that have it (a doubling tree), reads its blocks at the smaller
 of its own decoding speed and its share of the storage, multiplies at the measured speed, and the summaries are combined
-eight at a time over the network.
+over the network, as many at a time as in a real walk.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.machine import bound
 from benchmarks.shapes import Shape
 from pipeline import PCA, open_matrix
+from pipeline.walk import fan_in, runs_each
 
-_FAN_IN = 12
 _PASSES = 4  # of krylov
 
 
@@ -45,12 +45,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Work:
-    """One pass: rows and columns of float32, columns of the thin matrix, tasks a thread."""
+    """One pass: rows and columns of float32, columns of the thin matrix."""
 
     n: float
     d: float
     l: int
-    tasks_a_thread: int = 8
 
     @property
     def nbytes(self) -> float:
@@ -77,9 +76,8 @@ class Parts:
 def simulate(work: Work, site: Site, seed: int = 0) -> Parts:
     """Replay one pass; task durations vary by a fifth, as measured ones do."""
     rng = np.random.default_rng(seed)
-    few = work.summary > 16 << 20
-    slots = site.workers * site.threads
-    tasks = slots * (1 if few else work.tasks_a_thread)
+    slots, fan = site.workers * site.threads, fan_in(int(work.summary))
+    tasks = slots * runs_each(int(work.summary))
     a_task = work.nbytes / tasks
     speed = min(site.decode, site.storage / slots, site.nic / site.threads)
     read, multiply = a_task / speed, 4 * a_task / 4 * work.l / site.multiply
@@ -95,8 +93,8 @@ def simulate(work: Work, site: Site, seed: int = 0) -> Parts:
     level, done = sorted(ends), tasks
     combine = 0.0
     while len(level) > 1:
-        cost = site.latency + (_FAN_IN - 1) * (work.summary / site.nic + 2 * work.summary / site.decode)
-        groups = [level[i : i + _FAN_IN] for i in range(0, len(level), _FAN_IN)]
+        cost = site.latency + (fan - 1) * (work.summary / site.nic + 2 * work.summary / site.decode)
+        groups = [level[i : i + fan] for i in range(0, len(level), fan)]
         level = [max(max(g), (done + i) / site.task_rate) + cost for i, g in enumerate(groups)]
         done += len(groups)
         combine += cost

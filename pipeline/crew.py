@@ -19,6 +19,7 @@ from pipeline.allocator import trim
 
 __all__ = ["Crew", "crew", "give_back", "locally", "memory_here"]
 
+_PATIENCE = 1  # seconds that a fit which has ended waits for workers
 _CONTROL_GROUP = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
@@ -61,17 +62,19 @@ def locally() -> bool:
 
 
 def give_back() -> None:
-    """What has been released goes back to the system, of this process or of each worker; nobody waits for it."""
+    """What has been released goes back to the system, of this process or of each worker that has time for it."""
     at_work = crew()
     if at_work.client is None:
         trim()
         return
-    from distributed import fire_and_forget
+    from distributed import wait
 
     # As tasks: they come to the workers by the same way as the word that something is released, and after it.
-    for address in at_work.client.scheduler_info(n_workers=-1)["workers"]:
-        trimmed = at_work.client.submit(trim, workers=[address], allow_other_workers=True, pure=False)
-        fire_and_forget(trimmed)
+    addresses = at_work.client.scheduler_info(n_workers=-1)["workers"]
+    how: dict[str, Any] = {"allow_other_workers": True, "pure": False, "priority": 1}
+    trimmed = [at_work.client.submit(trim, workers=[address], **how) for address in addresses]
+    with suppress(TimeoutError):
+        wait(trimmed, timeout=_PATIENCE)
 
 
 def memory_here() -> int:
