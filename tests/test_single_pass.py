@@ -26,6 +26,7 @@ WIDE = Problem("power 1", 150, 400).X
 def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sketches narrower than the small matrices of tests."""
     monkeypatch.setattr(single_pass, "_ALL", 0)
+    monkeypatch.setattr(single_pass, "_SOON", 0)
     monkeypatch.setattr(single_pass, "_LEAST", 24)
 
 

@@ -32,7 +32,7 @@ from pipeline.subspace import Subspace
 __all__ = ["SinglePass"]
 
 _SIGNED = 16  # rows of the error sketch
-_ALL = 512
+_ALL, _SOON = 512, 1 << 31  # of the shorter side, and multiplications, up to which a sketch holds every direction
 _LEAST = 128  # columns of the sketch: extra ones are all that a single pass has in the place of iterations
 
 
@@ -55,9 +55,9 @@ class SinglePass(Iteration):
         return 1
 
     def width(self, X: Matrix) -> int:
-        """Columns of the sketch: four times what is wanted; all that there are, and exact, where they are few."""
+        """Columns of the sketch: four times what is wanted; all, and exact, where they or the data are few."""
         rank, short = self.settings.rank, min(X.shape)
-        if short <= _ALL:
+        if short <= _ALL or X.shape[0] * X.shape[1] * short <= _SOON:
             return short
         k = rank.most(*X.shape) if not rank.open else min(2 * _LEAST, short)
         return min(short, max(4 * k, _LEAST) if not rank.open else 2 * _LEAST)
