@@ -34,7 +34,9 @@ _WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
 _OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
 _AGAIN = 16  # times that a chunk may be decoded in a pass: a fit that takes more would not end
-_EXACT = 3.0  # an exact solver may take so much longer than a randomized one
+# An exact solver may take so much longer than a randomized one; more where the spectrum says how many components it is,
+# as that one would have to find all of them, and as many passes are foretold as for a few.
+_EXACT, _EXACT_OPEN = 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def prepare(
         fits = [p for p in fits if p.solver.name != "randomized"]
     exact = [p for p in fits if getattr(p.solver, "inner", p.solver).exact]
     best = min(fits, key=lambda p: p.plan.seconds)
-    if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= _EXACT * best.plan.seconds):
+    longer = _EXACT_OPEN if settings.rank.open else _EXACT
+    if exact and (settings.rank.wanted is None or min(p.plan.seconds for p in exact) <= longer * best.plan.seconds):
         best = min(exact, key=lambda p: p.plan.seconds)
     others = ", ".join(f"{p.solver.name} about {p.plan.seconds:.2g} s" for p in fits if p is not best)
     why = _why(best.solver.name, X) if solver == "auto" else "as asked for"

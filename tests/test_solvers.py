@@ -144,6 +144,19 @@ def test_float32_that_stands_in_the_way_of_tol_is_left_for_float64(solver: str) 
     assert problem.exact.angle(found.components) <= 1e-6
 
 
+@pytest.mark.parametrize("solver", ["auto", "krylov"])
+def test_a_fraction_that_ends_in_the_noise_is_no_more_than_it_takes(solver: str) -> None:
+    """Values in the noise come late, and as long as they rise there are too many of them."""
+    rng = np.random.default_rng(1)
+    lead = np.linalg.qr(rng.standard_normal((1200, 60)))[0]
+    x = (rng.standard_normal((1500, 60)) / np.arange(1, 61)) @ lead.T + 0.01 * rng.standard_normal((1500, 1200))
+    values = exact(x).values
+    share = np.cumsum(values**2) / np.sum(values**2)
+    for fraction in (0.95, 0.98):
+        k = int(np.searchsorted(share, fraction, side="right")) + 1
+        assert fitted(x, fraction, solver).k == k
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.999])
 def test_a_fraction_takes_the_first_k_above_it(share: float, solver: str) -> None:

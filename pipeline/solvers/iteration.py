@@ -50,6 +50,8 @@ class IterationState:
     residual: np.ndarray | None = None
     sines: np.ndarray | None = None
     rounding: float = 0.0
+    steady: bool = True
+    """Whether as many components were wanted after the pass before."""
     moved: float = np.inf
     history: tuple[float, ...] = ()
     n: float = 0.0
@@ -291,7 +293,9 @@ class Iteration:
             state = self._probed(state, grown.known, applied.product[:, l:])
             unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
             outside = min(unseen, state.probes.bound())
-        last = self.settings.tol is None and (state.passes >= self.effort(X) or self.settled(X, state))
+        # While values rise, fewer of them make up a share.
+        state = replace(state, steady=not self.settings.rank.open or k == state.rank)
+        last = self.settings.tol is None and self._enough(X, state)
         if last and self.squared(X) and theta.size < most:
             answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
             # Squares lose what is faint; and where both agree, norms of scores are known exactly for Ritz vectors only.
@@ -350,7 +354,7 @@ class Iteration:
         tol, ritz = self.settings.tol, state.ritz
         exhausted = state.passes >= self.settings.max_passes
         if tol is None:
-            enough = (state.passes >= self.effort(X) or self.settled(X, state)) and state.squares is not None
+            enough = self._enough(X, state) and state.squares is not None
             return replace(state, reason=COMPLETE) if enough else state
         if ritz is None or state.sines is None:
             return replace(state, reason=LIMIT) if exhausted and state.squares is not None else state
@@ -369,6 +373,11 @@ class Iteration:
         if gap <= 1e-9 * last or state.rounding >= gap:
             return replace(state, reason=NO_GAP) if full or len(state.history) > 4 else state
         return replace(state, reason=STALLED) if stuck else state
+
+    def _enough(self, X: Matrix, state: IterationState) -> bool:
+        """Whether it has done, without a tol, what it sets out to do."""
+        known = state.steady or state.passes >= self.settings.max_passes
+        return known and (state.passes >= self.effort(X) or self.settled(X, state))
 
     def _in_float64(self, state: IterationState) -> IterationState:
         """Begin again in float64 from the best block so far: products made in float32 are no use any more."""
