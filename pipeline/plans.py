@@ -220,17 +220,20 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 
 def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     side, at_work, limit = solver.cost(X).side, room.crew, room.limit
+    peaks: list[int] = []
     for matrix in _cuttings(X if side == ROWS else X.T):
         cut = matrix if side == ROWS else matrix.T  # as the solver gets it: how it begins may depend on the blocks
         cost = solver.cost(cut).entries_of(X)
         peak = _peak(matrix, solver, cost, at_work)
         if limit is None or peak <= limit:
             break
+        peaks.append(peak)
     else:
+        least = min(peaks)  # not of the lowest blocks: where there are more, more summaries wait for each other
         raise PlanError(
-            f"{solver.name} needs {format_bytes(peak)} a worker and has {format_bytes(limit)}: "
-            f"set memory_limit to {_rounded_up(peak)} or more, use fewer threads a worker, or fewer components",
-            peak,
+            f"{solver.name} needs {format_bytes(least)} a worker and has {format_bytes(limit)}: "
+            f"set memory_limit to {_rounded_up(least)} or more, use fewer threads a worker, or fewer components",
+            least,
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
     again = cost.passes - 1 + room.scores  # passes that can do with what is kept
