@@ -51,7 +51,7 @@ class IterationState:
     sines: np.ndarray | None = None
     rounding: float = 0.0
     steady: bool = True
-    """Whether as many components were wanted after the pass before."""
+    """Whether no fewer components are wanted than after the pass before."""
     moved: float = np.inf
     history: tuple[float, ...] = ()
     n: float = 0.0
@@ -293,8 +293,8 @@ class Iteration:
             state = self._probed(state, grown.known, applied.product[:, l:])
             unseen = max(applied.energy - float(theta.sum()), 0.0) + 1e-14 * applied.energy
             outside = min(unseen, state.probes.bound())
-        # While values rise, fewer of them make up a share.
-        state = replace(state, steady=not self.settings.rank.open or k == state.rank)
+        # As values rise, fewer of them make up a share.
+        state = replace(state, steady=not self.settings.rank.open or 0 < state.rank <= k)
         last = self.settings.tol is None and self._enough(X, state)
         if last and self.squared(X) and theta.size < most:
             answer = extraction.nystrom(products, lambda values: k, applied.energy, outside, rounding)
