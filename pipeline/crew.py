@@ -20,7 +20,7 @@ from pipeline.allocator import trim
 __all__ = ["Crew", "crew", "give_back", "locally", "memory_here"]
 
 _PATIENCE = 1  # seconds that a fit which has ended waits for workers
-_CONTROL_GROUP = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def give_back() -> None:
 def memory_here() -> int:
     """Bytes that this process can have: those of the machine, or of its control group (a container, a batch job)."""
     limits = [psutil.virtual_memory().total]
-    for path in _CONTROL_GROUP:
+    for name in ("memory.max", "memory.high", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is none, or it says "max"
-            limits.append(int(Path(path).read_text()))
+            limits.append(int((_CONTROL_GROUP / name).read_text()))
     return min(limits)

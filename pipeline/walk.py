@@ -33,7 +33,7 @@ from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.telling import counted, told_by_tasks, told_by_workers, voice
 
-__all__ = ["bytes_spared", "bytes_walked", "fan_in", "ships", "waiting_nbytes", "walk"]
+__all__ = ["bytes_spared", "bytes_walked", "fan_in", "waiting_nbytes", "walk"]
 
 _FAN_IN, _FAN_BYTES = 12, 64 << 20  # summaries that one task combines, at most, and how much they may be in all
 _RUNS = 8  # of each thread: they balance the load
@@ -209,7 +209,7 @@ def waiting_nbytes(matrix: Matrix, summary_bytes: int, at_work: Crew) -> int:
     every level of the tree.
     """
     fan, waiting = fan_in(summary_bytes), at_work.threads_each * (runs_each(summary_bytes) - 1)
-    if ships(matrix):
+    if _ships(matrix):
         depth = int(np.ceil(np.log(max(matrix.n_blocks, 2)) / np.log(fan)))
         waiting = -(-min((fan - 1) * depth, matrix.n_blocks) // at_work.workers)
     return summary_bytes * (waiting + fan + 1)
@@ -220,7 +220,7 @@ def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:
     return reduce(lambda a, b: (joined(fold, a[0], b[0]), a[1] + b[1]), parts)
 
 
-def ships(matrix: Matrix) -> bool:
+def _ships(matrix: Matrix) -> bool:
     """Whether entries are sent to the tasks: those in this process's memory, and the chunks of Dask arrays."""
     source = matrix.source
     return bool(source.collections) or (source.held and not locally())
@@ -232,7 +232,7 @@ def _runs(matrix: Matrix, implicit: bool, summary_bytes: int, threads: int) -> l
     if implicit and 32 * threads * summary_bytes > matrix.bytes_a_pass:
         each = 1  # where little is stored, summaries are soon the larger part
     # What is sent to a task is in memory as a whole before it starts: one block, then, unless little is stored of it.
-    sent = ships(matrix) and (bool(matrix.source.collections) or not implicit)
+    sent = _ships(matrix) and (bool(matrix.source.collections) or not implicit)
     tasks = n_blocks if sent else threads * each
     edges = np.unique(np.linspace(0, n_blocks, min(n_blocks, tasks) + 1).round().astype(int)).tolist()
     return list(pairwise(edges))
@@ -312,19 +312,19 @@ class _Walk:
             layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
             depth += 1
         graph = self._collected("walk-" + self.token, layer, *kept.values())
-        keys = [level[0]] if ships(self.matrix) else [level[0], *((name, i) for i in range(len(self.runs)))]
+        keys = [level[0]] if _ships(self.matrix) else [level[0], *((name, i) for i in range(len(self.runs)))]
         whole, *each = (Delayed(key, graph, layer="walk-" + self.token) for key in keys)
         return whole, each
 
     def _shared(self) -> dict[Any, Any]:
         """What every task gets: the fold, and a matrix that is small."""
-        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if ships(self.matrix) else self.matrix
+        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if _ships(self.matrix) else self.matrix
         return {"matrix-" + self.token: matrix, "context-" + self.token: self.fold}
 
     def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
         """The arguments of a task for blocks [a, b)."""
         cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
-        sent = ships(self.matrix) and unskipped(self.fold, cuts)
+        sent = _ships(self.matrix) and unskipped(self.fold, cuts)
         inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if sent else None
         return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
 
