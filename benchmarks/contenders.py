@@ -217,7 +217,7 @@ HEADLINE = (
 )
 """The peers that come nearest on some shape."""
 _IMPORTS = {
-    "ours": ("pipeline.estimators.pca", "distributed"),
+    "ours": ("pipeline.estimators.pca",),
     "dask-ml": ("dask_ml.decomposition", "distributed"),
     "svd_compressed": ("dask.array", "distributed"),
     "xeofs": ("xeofs.single", "distributed"),
@@ -246,7 +246,7 @@ def main(name: str, path: str, k: str, kind: str, limit: str, out: str) -> None:
     """Run one contender in this process and save its answer with the seconds that it took."""
     for prefix, modules in _IMPORTS.items():
         if name.startswith(prefix):
-            for module in modules:
+            for module in (*modules, *(["distributed"] if limit else [])):
                 import_module(module)
     started = time.perf_counter()
     values, components = CONTENDERS[name](path, int(k), kind, limit)
