@@ -190,7 +190,7 @@ def resident() -> int:
 
 
 def test_what_a_fit_held_goes_back_to_the_system(tmp_path, client) -> None:
-    x = np.random.default_rng(0).standard_normal((20_000, 4_000), dtype="f4")
+    x = np.random.default_rng(0).standard_normal((12_000, 4_000), dtype="f4")
     zarr.create_array(tmp_path / "x.zarr", data=x, chunks=(500, 4_000), compressors=None)
     model = PCA(4, solver="krylov").fit(str(tmp_path / "x.zarr"))
     assert model.plan_.blocks_kept > 0
