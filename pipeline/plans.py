@@ -22,7 +22,7 @@ from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.sources.stream import Stream
-from pipeline.walk import bytes_spared, waiting_nbytes
+from pipeline.walk import bytes_beside, waiting_nbytes
 
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
@@ -245,15 +245,15 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     peak += int(_KEPT_UP * -(-kept // at_work.workers) * held)
     if kept == matrix.n_blocks and not X.source.implicit:  # they are read into what is kept, and no other block is
         peak -= int(_threads(matrix, at_work) * matrix.block_nbytes(dtype))
-    spared = matrix.bytes_a_pass if kept == matrix.n_blocks else 0
-    if 0 < kept < matrix.n_blocks:
-        spared = bytes_spared(matrix, Keep(kept * held), dtype, cost.summary_bytes)
+    whole = beside = matrix.bytes_a_pass
+    if kept:
+        beside = bytes_beside(matrix, Keep(kept * held), dtype, cost.summary_bytes, at_work.threads)
     seconds = _seconds(matrix, cost, at_work, kept)
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
-        bytes_read=cost.sample_read + passes * matrix.bytes_a_pass - (cost.passes - 1) * spared,
+        bytes_read=cost.sample_read + (passes - cost.passes + 1) * whole + (cost.passes - 1) * beside,
         peak_memory=peak,
         blocks_kept=kept,
         seconds=seconds,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import chain, pairwise
 from typing import Any
 
@@ -33,7 +33,7 @@ from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
 from pipeline.telling import counted, told_by_tasks, told_by_workers, voice
 
-__all__ = ["bytes_spared", "bytes_walked", "fan_in", "waiting_nbytes", "walk"]
+__all__ = ["bytes_beside", "bytes_walked", "fan_in", "waiting_nbytes", "walk"]
 
 _FAN_IN, _FAN_BYTES = 12, 64 << 20  # summaries that one task combines, at most, and how much they may be in all
 _RUNS = 8  # of each thread: they balance the load
@@ -97,7 +97,7 @@ def walk(
             job, _ = walked.job(kept, fresh)
             ((summary, tally),) = dask.compute(job, scheduler=at_work.schedule, optimize_graph=False)
     heard(length)
-    nbytes = walked.bytes_beside if kept and not fresh else bytes_walked(matrix, fold)
+    nbytes = _beside(matrix, runs, lengths) if kept and not fresh else bytes_walked(matrix, fold)
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
 
@@ -184,11 +184,14 @@ def bytes_walked(matrix: Matrix, fold: Fold[Any]) -> int:
     return sum(matrix.source.touched(matrix.side, np.array(at)) for at in unskipped(fold, matrix.cuts))
 
 
-def bytes_spared(matrix: Matrix, keep: Keep, dtype: np.dtype[Any], summary_bytes: int) -> int:
-    """Decoded bytes of the dense blocks that are kept, which a walk after the first need not read."""
-    runs = _runs(matrix, False, summary_bytes, crew().threads)
-    lengths = keep.lengths(runs, matrix.kept_nbytes(dtype))
-    parts = (matrix.cuts[a : a + kept + 1] for (a, _), kept in zip(runs, lengths, strict=True))
+def bytes_beside(matrix: Matrix, keep: Keep, dtype: np.dtype[Any], summary_bytes: int, threads: int) -> int:
+    """Decoded bytes of the dense blocks that are not kept, which every walk reads."""
+    runs = _runs(matrix, False, summary_bytes, threads)
+    return _beside(matrix, runs, keep.lengths(runs, matrix.kept_nbytes(dtype)))
+
+
+def _beside(matrix: Matrix, runs: list[tuple[int, int]], lengths: list[int]) -> int:
+    parts = (matrix.cuts[a + kept : b + 1] for (a, b), kept in zip(runs, lengths, strict=True))
     return sum(matrix.source.touched(matrix.side, cuts) for cuts in parts if len(cuts) > 1)
 
 
@@ -260,12 +263,10 @@ class _Walk:
             sizes |= {("read-" + self.token, i): half, ("fold-" + self.token, i): sizes["fold-" + self.token, i] - half}
         return sizes
 
-    @property
-    def bytes_beside(self) -> int:
-        """Decoded bytes of what is not kept."""
-        X = self.matrix
-        parts = (X.cuts[a + kept : b + 1] for (a, b), kept in zip(self.runs, self.lengths, strict=True))
-        return sum(X.source.touched(X.side, cuts) for cuts in parts if len(cuts) > 1)
+    @cached_property
+    def ships(self) -> bool:
+        """`_ships` of the matrix, which asks the scheduler: not once for every task."""
+        return _ships(self.matrix)
 
     def kept(self, keep: Keep | None) -> tuple[dict[int, Delayed], bool]:
         """The runs of blocks that are kept, and whether they are read in this walk."""
@@ -312,19 +313,19 @@ class _Walk:
             layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
             depth += 1
         graph = self._collected("walk-" + self.token, layer, *kept.values())
-        keys = [level[0]] if _ships(self.matrix) else [level[0], *((name, i) for i in range(len(self.runs)))]
+        keys = [level[0]] if self.ships else [level[0], *((name, i) for i in range(len(self.runs)))]
         whole, *each = (Delayed(key, graph, layer="walk-" + self.token) for key in keys)
         return whole, each
 
     def _shared(self) -> dict[Any, Any]:
         """What every task gets: the fold, and a matrix that is small."""
-        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if _ships(self.matrix) else self.matrix
+        matrix = replace(self.matrix, source=self.matrix.source.hollow()) if self.ships else self.matrix
         return {"matrix-" + self.token: matrix, "context-" + self.token: self.fold}
 
     def _stretch(self, a: int, b: int) -> tuple[Any, ...]:
         """The arguments of a task for blocks [a, b)."""
         cuts, source = self.matrix.cuts[a : b + 1], self.matrix.source
-        sent = _ships(self.matrix) and unskipped(self.fold, cuts)
+        sent = self.ships and unskipped(self.fold, cuts)
         inputs = source.inputs(self.matrix.side, int(cuts[0]), int(cuts[-1])) if sent else None
         return "context-" + self.token, "matrix-" + self.token, cuts, inputs, self.token
 
