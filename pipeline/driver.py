@@ -121,6 +121,7 @@ def solve(
             check_entries(X, fillings=getattr(solver, "fillings", FILLINGS))
             raise InputError(f"{X.name}: {error}") from error
         run = keeper.keep(replace(run, state=solver.step(X, run.state, summary)))
+        del summary  # it is not to be there in the next pass: a sample is large
     found = solver.result(X, run.state)
     seen = [] if run.content is None else [run.content.plain()]
     story = {"solver": solver.name, "reason": reason, "walks": _plain(run.walks), "seen": seen}

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import psutil
 from dask.utils import format_bytes, parse_bytes
 
@@ -18,6 +19,7 @@ from pipeline.kernels.blocks import doubled, slab_rows
 from pipeline.matrix import Matrix, open_matrix
 from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.em import EM
+from pipeline.solvers.iteration import Iteration
 from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
@@ -29,7 +31,9 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
+_SENT_SAMPLES = 2  # times that a sample is with a worker: as it came, and as it goes on
 _SENT = 5  # times that a block from this process's memory is with a worker: as it came and as an array, also the next
+_LARGE, _TRIED = 1 << 30, 4  # bytes that may take seconds to be handed out; the part of them that is tried
 _WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs less than reading them again
 # Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
 _OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
@@ -61,6 +65,8 @@ class Plan:
     open_ended: bool = False
     sample_bytes: int = 0
     """Of `bytes_read`: those of a sample of the rows, which the passes begin with."""
+    slow_memory: bool = False
+    """Whether blocks are not kept for the reason that reading them again takes less time than new memory does."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -70,6 +76,7 @@ class Plan:
         # Passes that meet a tol may be fewer than those of a solver without, or more.
         near = "about " if self.tol is not None else "at least " if self.open_ended else ""
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
+        kept = f"{self.blocks_kept} kept between passes" + ", as new memory is slower than reading" * self.slow_memory
         lines = {
             "solver": f"{self.solver}: {self.why}",
             "passes": f"{near}{self.passes}"
@@ -78,7 +85,7 @@ class Plan:
             "bytes read": f"{near}{format_bytes(self.bytes_read)}",
             "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
-            "blocks": f"{self.n_blocks} of up to {self.block_rows} {self.side}, {self.blocks_kept} kept between passes",
+            "blocks": f"{self.n_blocks} of up to {self.block_rows} {self.side}, {kept}",
             "workers": f"{self.workers} with {self.threads} threads in all",
             "time": f"about {self.seconds:.2g} s",
         }
@@ -223,6 +230,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     peaks: list[int] = []
     for matrix in _cuttings(X if side == ROWS else X.T):
         cut = matrix if side == ROWS else matrix.T  # as the solver gets it: how it begins may depend on the blocks
+        solver = _sampling(matrix, solver, room)
         cost = solver.cost(cut).entries_of(X)
         peak = _peak(matrix, solver, cost, at_work)
         if limit is None or peak <= limit:
@@ -240,6 +248,9 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     dtype = cost.dtype or X.block_dtype
     worth, held = room.keeping and again > 0, matrix.kept_nbytes(dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
+    new = _new_memory(X, kept * held)
+    slow = 1 / new > again / speed.reading(X)[0]
+    kept *= not slow
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
     peak += int(_KEPT_UP * -(-kept // at_work.workers) * held)
@@ -248,7 +259,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     whole = beside = matrix.bytes_a_pass
     if kept:
         beside = bytes_beside(matrix, Keep(kept * held), dtype, cost.summary_bytes, at_work.threads)
-    seconds = _seconds(matrix, cost, at_work, kept)
+    seconds = _seconds(matrix, solver, cost, at_work, kept) + kept * held / new / at_work.threads
     found = Plan(
         solver=solver.name,
         why="",
@@ -267,28 +278,49 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
         tol=solver.settings.tol,
         open_ended=cost.open_ended,
         sample_bytes=cost.sample_read,
+        slow_memory=slow,
     )
     return Prepared(found, cut, solver, kept * held)
+
+
+def _sampling(X: Matrix, solver: Solver[Any], room: _Room) -> Solver[Any]:
+    """The same with samples that fit beside the blocks which are read for them."""
+    if room.limit is None or not isinstance(solver, Krylov) or solver.side != ROWS:
+        return solver
+    dtype = solver.cost(X).dtype or X.block_dtype
+    left = room.limit / _ROUNDED_UP - _threads(X, room.crew) * _reading(X, solver, dtype, room.crew)
+    return solver.sampling(max(int(left / _samples(room.crew)), 0))
 
 
 def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     """Bytes that a worker holds at most: its threads at work, or the driver in it between two passes."""
     threads, settings = _threads(X, at_work), solver.settings
     dtype = (cost.dtype or X.block_dtype) if settings.tol is None else doubled(X.dtype)  # if rounding is in the way
-    walks = [X] if settings.missing == "error" or X.side == ROWS else [X, X.T]  # the means are those of rows
-    reading = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
-    if dtype.kind == "c":  # products take the conjugate of a block
-        reading += X.block_nbytes(dtype)
-    if at_work.client is not None and X.source.held:
-        reading += _SENT * X.block_nbytes(X.dtype)
+    reading = _reading(X, solver, dtype, at_work)
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
-    sampling = threads * reading + 2 * cost.sample_bytes
+    sampling = threads * reading + _samples(at_work) * cost.sample_bytes
     at_it = threads * each + waiting_nbytes(X, cost.summary_bytes, at_work)
     if at_work.client is not None:
         return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))
     return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes, sampling))
+
+
+def _samples(at_work: Crew) -> int:
+    """How often a sample is there: with who works and on its way."""
+    return 1 if at_work.client is None else _SENT_SAMPLES
+
+
+def _reading(X: Matrix, solver: Solver[Any], dtype: np.dtype[Any], at_work: Crew) -> int:
+    """Bytes of a block that is being read, and of what it is read from."""
+    walks = [X] if solver.settings.missing == "error" or X.side == ROWS else [X, X.T]  # the means are those of rows
+    nbytes = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
+    if dtype.kind == "c":  # products take the conjugate of a block
+        nbytes += X.block_nbytes(dtype)
+    if at_work.client is not None and X.source.held:
+        nbytes += _SENT * X.block_nbytes(X.dtype)
+    return nbytes
 
 
 def _threads(X: Matrix, at_work: Crew) -> int:
@@ -327,7 +359,16 @@ def _rounded_up(nbytes: int) -> str:
     return f"{-(-nbytes // unit)} {name}"
 
 
-def _seconds(X: Matrix, cost: Cost, at_work: Crew, kept: int) -> float:
+def _new_memory(X: Matrix, nbytes: int) -> float:
+    """Bytes a second and thread of the memory that blocks are to be kept in, where it matters and can be known.
+
+    The workers of a cluster may be other machines.
+    """
+    asked = nbytes > _LARGE and locally() and not X.source.held
+    return speed.handing_out(min(nbytes // _TRIED, _LARGE)) if asked else np.inf
+
+
+def _seconds(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew, kept: int) -> float:
     if isinstance(X.source, Stream):
         return 0.0  # its length is not known
     reads = 1 + (cost.passes - 1) * (1 - kept / X.n_blocks)
@@ -338,7 +379,8 @@ def _seconds(X: Matrix, cost: Cost, at_work: Crew, kept: int) -> float:
         real = X.block_dtype.itemsize // (2 if complex_ else 1)
         computing = cost.flops * (4 if complex_ else 1) / speed.multiplying(real)
     short = cost.summary_bytes / 8
-    finishing = 3 * short**1.5 / speed.multiplying(8) if cost.passes < 3 else 0.0  # eigenvectors of the square matrix
+    square = cost.passes < 3 and not isinstance(solver, Iteration)
+    finishing = 3 * short**1.5 / speed.multiplying(8) if square else 0.0  # eigenvectors of the square matrix
     return (reading + cost.passes * computing) / at_work.threads + finishing + 0.01
 
 

@@ -1,11 +1,12 @@
 """What this machine does in a second, measured: what the choice between solvers rests on.
 
-Multiplying is timed once a process, on a small product. Reading is never timed for its own sake: every walk leaves
-behind how fast its source was read, and until there was one a cautious rate is assumed.
+Multiplying is timed once a process, on a small product, and so is new memory. Reading is never timed for its own sake:
+every walk leaves behind how fast its source was read, and until there was one a cautious rate is assumed.
 """
 
 from __future__ import annotations
 
+import mmap
 import time
 from functools import cache
 
@@ -15,10 +16,11 @@ from threadpoolctl import threadpool_limits
 from pipeline.fold import Tally
 from pipeline.matrix import Matrix
 
-__all__ = ["in_words", "multiplying", "observe", "reading"]
+__all__ = ["handing_out", "in_words", "multiplying", "observe", "reading"]
 
 _ASSUMED = {True: 4e9, False: 0.6e9}  # bytes a second and thread: in memory, and from a compressed store
 _SIDE, _TRIES = 320, 4
+_PIECE, _SLOW = 64 << 20, 0.5e9  # bytes; and a second, of memory that is slow
 _seen: dict[tuple[str, str], float] = {}
 
 
@@ -33,6 +35,23 @@ def multiplying(itemsize: int) -> float:
             np.matmul(a, a, out=out)
             best = min(best, time.perf_counter() - started)
     return 2.0 * _SIDE**3 / best
+
+
+@cache
+def handing_out(nbytes: int) -> float:
+    """Bytes a second and thread of memory that the system hands out anew, as that is when so many are asked for.
+
+    A virtual machine that gives freed memory back to its host may take longer for it than decoding into it does; but
+    the first of it may still be there. Takes 0.3 seconds for a gigabyte, or where it is slow.
+    """
+    pieces: list[np.ndarray] = []
+    slowest = np.inf
+    while len(pieces) * _PIECE < nbytes and slowest > _SLOW:
+        started = time.perf_counter()
+        pieces.append(np.empty(_PIECE, np.uint8))
+        pieces[-1][:: mmap.PAGESIZE] = 1
+        slowest = min(slowest, _PIECE / (time.perf_counter() - started))
+    return slowest
 
 
 def reading(X: Matrix) -> tuple[float, bool]:

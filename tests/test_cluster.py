@@ -84,7 +84,7 @@ def test_local_schedulers_agree(path: str, scheduler: str) -> None:
 
 def test_a_sample_is_taken_by_workers_too(client: Client, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.solvers.iteration._DEAR", 0)
-    monkeypatch.setattr("pipeline.solvers.krylov._TIMES", 1)
+    monkeypatch.setattr("pipeline.solvers.krylov._TIMES", (1, 100))
     x = np.random.default_rng(3).standard_normal((2400, 300)) * np.geomspace(10, 0.1, 300)
     X, model = open_matrix(x).cut_at(60), PCA(3, solver="krylov", tol=1e-6)
     here = model.fit(X).subspace_

@@ -103,7 +103,8 @@ def test_wide_blocks_reach_as_far_in_a_pass_less(large: None, name: str, monkeyp
     assert worst(wide, problem.exact) < 3 * max(worst(slender, problem.exact), 1e-9)
 
 
-def test_where_wide_blocks_do_not_fit_slender_ones_do(large: None) -> None:
+def test_where_wide_blocks_do_not_fit_slender_ones_do(large: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Krylov, "sample", lambda self, X: None)
     X = open_matrix(np.zeros((4000, 4000)))
     with pytest.raises(PlanError) as refused:
         PCA(5, solver="krylov", memory_limit=1).prepare(X)
@@ -155,7 +156,7 @@ class TestSample:
     @pytest.fixture(autouse=True)
     def _small(self, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
         """Samples of matrices as small as these."""
-        monkeypatch.setattr(krylov, "_TIMES", 2)
+        monkeypatch.setattr(krylov, "_TIMES", (2, 100))
 
     def solved(self, x: np.ndarray, k: int = 40, sampled: bool = True, **how: Any) -> Subspace:
         with pytest.MonkeyPatch.context() as patch:
@@ -164,20 +165,20 @@ class TestSample:
             given = {name: how.pop(name) for name in ("weights", "sample_weights") if name in how}
             return PCA(k, solver="krylov", **how).fit(open_matrix(x, **given).cut_at(60)).subspace_
 
-    def test_it_saves_a_pass(self) -> None:
+    def test_it_saves_two_passes(self) -> None:
         x = noisy(2400)
         truth, block = exact(x), 60
         sampled, random = self.solved(x), self.solved(x, sampled=False)
-        assert (sampled.passes, random.passes) == (3, 4)
-        assert worst(sampled, truth) < 1e-3
+        assert (sampled.passes, random.passes) == (2, 4)
+        assert worst(sampled, truth) < 5e-3
         check_certificate(sampled, truth)
         walks = sampled.provenance["walks"]
-        assert [walk["pass"] for walk in walks] == [0, 1, 2, 3]
-        assert walks[0]["bytes"] == 4 * block * 600 * 8
+        assert [walk["pass"] for walk in walks] == [0, 1, 2]
+        assert walks[0]["bytes"] == 5 * block * 600 * 8
         ready = plan(open_matrix(x).cut_at(block), PCA(40, solver="krylov"))
         assert ready.bytes_read == sum(walk["bytes"] for walk in walks)
         assert ready.sample_bytes == walks[0]["bytes"]
-        assert "3, from a sample of 1.10 MiB" in str(ready)
+        assert "2, from a sample of 1.37 MiB" in str(ready)
 
     @pytest.mark.parametrize("k", [10, 40])
     def test_the_plan_is_of_blocks_as_low_as_memory_asks_for(self, k: int) -> None:
@@ -196,7 +197,9 @@ class TestSample:
     def test_a_start_that_is_no_good_costs_a_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = noisy(2400, 1200) + 0.01 * np.random.default_rng(1).standard_normal((2400, 1200))
         assert self.solved(x).passes == 3
-        monkeypatch.setattr(krylov, "leading", lambda x, l, rng: orthonormal(rng.standard_normal((x.shape[1], l))))
+        monkeypatch.setattr(
+            krylov, "leading", lambda parts, l, rng: orthonormal(rng.standard_normal((parts[0].shape[1], l)))
+        )
         found = self.solved(x)
         assert found.passes == 4
         assert worst(found, exact(x)) < 1e-2
@@ -205,23 +208,32 @@ class TestSample:
         x = noisy(2400)
         truth = exact(x)
         sampled, random = self.solved(x, 10), self.solved(x, 10, sampled=False)
-        assert sampled.passes == random.passes == 3
-        assert Krylov(Settings(Rank(10))).width(open_matrix(x).cut_at(60)) == 26
-        assert worst(sampled, truth) <= max(3 * worst(random, truth), 1e-8)
-        assert sampled.angle_bound <= 10 * random.angle_bound
+        assert (sampled.passes, random.passes) == (2, 3)
+        assert Krylov(Settings(Rank(10))).width(open_matrix(x).cut_at(60)) == 42
+        assert worst(sampled, truth) < 1e-6
+        assert sampled.angle_bound < 0.02
         check_certificate(sampled, truth)
 
     def test_where_it_shows_too_little_to_certify_a_pass_more_does(self) -> None:
         x = noisy(2400)
-        assert self.solved(x, 10).passes == 3
-        x[[777, 2222], 5] += 20.0  # two rows that are in no stretch, and the second component
+        assert self.solved(x, 10).passes == 2
+        x[[777, 2222], 5] += 200.0  # two rows that are in no stretch, and the first component
         told: list[Progress] = []
         with listening(told.append):
             found = self.solved(x, 10)
-        assert found.passes == 4
-        assert (told[-1].pass_number, told[-1].passes) == (4, 4)
+        assert found.passes == 3
+        assert (told[-1].pass_number, told[-1].passes) == (3, 3)
         assert found.angle_bound < 0.1
         check_certificate(found, exact(x))
+
+    @pytest.mark.parametrize("size", [2.0, 8.0, 50.0])
+    def test_what_it_does_not_show_is_found_and_certified(self, size: float) -> None:
+        x = noisy(2400)
+        x[[777, 2222], 5] += size
+        found, truth = self.solved(x, 10), exact(x)
+        assert found.passes == 2
+        assert worst(found, truth) < 1e-6
+        assert truth.angle(found.components) <= np.sin(found.angle_bound) < 0.02
 
     def test_rows_of_which_it_shows_nothing_are_found(self) -> None:
         """Groups that lie one after the other, on features of their own, most of them between the stretches."""
@@ -260,7 +272,7 @@ class TestSample:
         x = noisy(2400, 300)
         x = ((x + 1j * noisy(2400, 300)[::-1] if np.dtype(dtype).kind == "c" else x) * 1000).astype(dtype)
         found, other = self.solved(x), self.solved(x, sampled=False)
-        assert (found.passes, other.passes) == (3, 4)
+        assert (found.passes, other.passes) == (2, 4)
         np.testing.assert_allclose(found.singular_values, other.singular_values, rtol=1e-3)
 
     def test_features_and_entries_without_values(self) -> None:
@@ -271,7 +283,7 @@ class TestSample:
         assert truth.angle(np.delete(found.components, 7, axis=1)) <= np.sin(found.angle_bound) <= 1e-4
         filled = self.solved(np.where(np.arange(2400)[:, None] % 7 == 3, np.nan, x), missing="mean")
         assert filled.n_samples == 2400
-        assert [walk["pass"] for walk in filled.provenance["walks"]] == [1, 0, 2, 3, 4]
+        assert [walk["pass"] for walk in filled.provenance["walks"]] == [1, 0, 2, 3]
         x[301, 9] = np.inf  # in the first stretch
         with pytest.raises(InputError, match="row 301, feature 9"):
             self.solved(x)
@@ -294,8 +306,8 @@ class TestSample:
         again = self.solved(x, checkpoint=str(tmp_path / "broken"))
         np.testing.assert_array_equal(again.components, whole.components)
         walks = again.provenance["walks"]
-        assert [walk["pass"] for walk in walks] == [0, 1, 2, 3]
-        assert walks[0]["bytes"] == self.solved(x).provenance["walks"][0]["bytes"] == 4 * 60 * 300 * 8
+        assert [walk["pass"] for walk in walks] == [0, 1, 2]
+        assert walks[0]["bytes"] == self.solved(x).provenance["walks"][0]["bytes"] == 5 * 60 * 300 * 8
 
     @settings(max_examples=40, deadline=None)
     @given(
@@ -311,6 +323,7 @@ class TestSample:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Krylov, "width", lambda self, X: 6)
             patch.setattr(Krylov, "may_be_wide", lambda self, X: False)
+            patch.setattr(krylov, "_MORE", 0)
             X = open_matrix(x).cut_at(13)
             solver = Krylov(Settings(Rank(4), tol=tol))
             assert solver.sample(X) is not None
@@ -425,7 +438,7 @@ def test_the_choice_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_every_iteration_says_its_passes() -> None:
     X = open_matrix(np.broadcast_to(np.float32(0), (60_000, 20_000)))
-    assert plan(X, PCA(50, solver="krylov")).passes == 3  # and a sample
+    assert plan(X, PCA(50, solver="krylov")).passes == 2  # and a sample
     assert plan(X.cut_to(X.nbytes // 20), PCA(50, solver="krylov")).passes == 4  # of so few blocks none is taken
     assert plan(X, PCA(50, solver="randomized")).passes == 10
     assert issubclass(Krylov, Iteration)

@@ -14,13 +14,9 @@ __all__ = ["RowSample", "Sample", "spans", "spread_cuts"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Stretches of rows (m, d), in order."""
+    """Stretches of rows (m_i, d), in order."""
 
     stretches: tuple[np.ndarray, ...]
-
-    def rows(self) -> np.ndarray:
-        """(m, d) all of them."""
-        return np.concatenate(self.stretches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +43,12 @@ def spans(cuts: np.ndarray) -> np.ndarray:
 
 
 def spread_cuts(cuts: np.ndarray, number: int, rows: int) -> np.ndarray:
-    """Cuts of a walk that takes so many stretches, of about `rows` in all, each the beginning of a block.
+    """Cuts of a walk that takes so many stretches, of so many rows at most in all, each the beginning of a block.
 
     >>> spread_cuts(np.arange(0, 1001, 10), number=4, rows=20)
     array([   0,  120,  125,  370,  375,  620,  625,  870,  875, 1000])
     """
     which = (2 * np.arange(number) + 1) * (len(cuts) - 1) // (2 * number)
     starts = cuts[which]
-    stops = np.minimum(starts - (-rows // number), cuts[which + 1])
+    stops = np.minimum(starts + max(rows // number, 1), cuts[which + 1])
     return np.concatenate([cuts[:1], np.column_stack([starts, stops]).ravel(), cuts[-1:]])

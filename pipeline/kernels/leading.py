@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.kernels.blocks import doubled
@@ -9,19 +11,19 @@ from pipeline.kernels.linalg import eigh_descending, orthonormal, orthonormal_be
 
 __all__ = ["leading"]
 
-_POWERS = 3
+_POWERS = 5
 
 
-def leading(x: np.ndarray, l: int, rng: np.random.Generator) -> np.ndarray:
+def leading(parts: Sequence[np.ndarray], l: int, rng: np.random.Generator) -> np.ndarray:
     """Orthonormal columns that about span the leading right singular vectors, by block Krylov iteration from the left.
 
-    With K a basis of [R, C R, C^2 R], C = X X^H and R random, they are X^H K turned by the eigenvectors of K^H C K: of
-    the left side, which is short, everything is orthogonalised, and the right side is as good as half a power more.
+    With K a basis of [R, C R, …, C^4 R], C = X X^H and R random, they are X^H K turned by the eigenvectors of K^H C K:
+    of the left side, which is short, all is orthogonalised, and the right side is as good as half a power more.
 
     Parameters
     ----------
-    x : (m, d) array
-        Finite, m at least 3 l.
+    parts : sequence of (m_i, d) arrays
+        The rows of X, some after the other: finite, at least 5 l in all.
     l : int
         How many.
     rng : Generator
@@ -35,22 +37,30 @@ def leading(x: np.ndarray, l: int, rng: np.random.Generator) -> np.ndarray:
     --------
     >>> rng = np.random.default_rng(0)
     >>> x = rng.standard_normal((90, 40)) * 0.5 ** np.arange(40)
-    >>> found = leading(x, 4, rng)
+    >>> found = leading([x[:50], x[50:]], 4, rng)
     >>> bool(np.linalg.norm(found[4:]) < 0.2)
     True
     """
 
-    def fresh() -> np.ndarray:
-        return rng.standard_normal((len(x), l))
+    m, dtype = sum(len(x) for x in parts), parts[0].dtype
+    ends = np.cumsum([len(x) for x in parts])
 
-    parts = x.view(x.real.dtype)
-    size = max(float(parts.max(initial=0.0)), -float(parts.min(initial=0.0)), 1e-30)  # products of more would overflow
+    def fresh() -> np.ndarray:
+        return rng.standard_normal((m, l))
+
+    size = max(1e-30, *(_largest(x.view(x.real.dtype)) for x in parts))  # products of more would overflow
     block, known, images, thin = orthonormal(fresh()), [], [], []
     for _ in range(_POWERS):
         known.append(block)
-        thin.append((block / size).conj().T.astype(x.dtype) @ x)  # (l, d): BLAS runs along the rows of both
-        images.append((x @ (thin[-1] / size).conj().T).astype(doubled(x.dtype)))
+        turned = (block / size).conj().T.astype(dtype)  # (l, m): BLAS runs along the rows of both
+        thin.append(sum(turned[:, end - len(x) : end] @ x for x, end in zip(parts, ends, strict=True)))
+        lens = (thin[-1] / size).conj().T
+        images.append(np.concatenate([x @ lens for x in parts], dtype=doubled(dtype)))
         block = orthonormal_beside(known, images[-1], fresh)
     basis = np.hstack(known)
     _, turn = eigh_descending(basis.conj().T @ np.hstack(images), l)
-    return orthonormal(np.concatenate(thin).conj().T @ turn.astype(x.dtype))
+    return orthonormal(np.concatenate(thin).conj().T @ turn.astype(dtype))
+
+
+def _largest(x: np.ndarray) -> float:
+    return max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))

@@ -29,13 +29,17 @@ from pipeline.sources.stream import Stream
 __all__ = ["Krylov"]
 
 _BLOCKS = 8
-# A sample: one block in so many gives a stretch of rows, these few at least and at most, and they lie so many blocks
-# apart; its bytes at most, and its rows at least, as a multiple of the columns.
-_ONE_IN, _FEWEST, _STRETCHES, _APART, _SAMPLE_BYTES, _TIMES = 24, 4, 16, 7, 160 << 20, 8
-_SHAKEN = 0.3  # how much of a start from it is random, so that it has a part of what the sample does not show
+# A sample: as many stretches of rows as there are blocks in so many, these few at least, and so many at most where they
+# hold the rows, which are so many times the columns of a block, at least and at most; its bytes at most.
+_ONE_IN, _FEWEST, _STRETCHES, _TIMES, _SAMPLE_BYTES = 8, 4, 16, (8, 100), 640 << 20
+_SPARED = 2  # passes that a start from it is worth
+_SHAKEN = 0.1  # how much of that start is random, so that it has a part of what the sample does not show
 _ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
 _GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
-_WIDE, _FEW = 64, 32  # columns of a block up to which BLAS takes hardly longer; components for which it is much wider
+_SLAB = 256  # columns
+# Columns of a block up to which BLAS takes hardly longer; components for which it is much wider, and how many more
+# columns there are for these after a sample, so that two passes reach as far as three did.
+_WIDE, _FEW, _MORE = 64, 32, 16
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,15 @@ class Krylov(Iteration):
     """Block Krylov iteration from a random block, or from what a sample of the rows shows.
 
     Without a `tol` it takes four passes and Nystrom extraction, for a worst eigenvalue error of about 1e-3 on spectra
-    that decay slowly; three from the leading directions of a sample, where one can be taken and shows them; else three
+    that decay slowly; two from the leading directions of a sample, where one can be taken and shows them; else three
     over blocks of three times as many columns as are asked for, where these are few, which reach as far; five passes
     and Ritz vectors, whose norms of scores are known to the last digit, where a pass costs little. Of data that is
     not made dense every column of a block costs the same: there are fewer of them, and six passes; or, where nothing
     has to be read for a pass, those of `narrowed`: the same number of products then reaches much further.
     """
 
+    sample_bytes: int = _SAMPLE_BYTES
+    """What a sample takes at most."""
     name: ClassVar[str] = "krylov"
 
     def narrowed(self, X: Matrix) -> Lanczos | None:
@@ -62,21 +68,31 @@ class Krylov(Iteration):
         """Whether blocks can be several times as wide as what is asked for, which saves a pass that costs.
 
         After a start too: it says nothing of what follows its vectors, which a certificate has to know. A sample saves
-        the pass as well, and blocks stay slender.
+        more, and blocks stay slender.
         """
-        rank, dense = self.settings.rank, not X.source.implicit
-        few = not rank.open and self.n_oversamples is None and rank.most(*X.shape) <= _FEW
         warm = self.settings.start is not None and self.side == ROWS
-        return few and dense and (warm or dear(X)) and self.sample(X) is None
+        return self._few(X) and not X.source.implicit and (warm or dear(X)) and self.sample(X) is None
+
+    def _few(self, X: Matrix) -> bool:
+        """Whether so few components are asked for that more columns cost little."""
+        rank = self.settings.rank
+        return not rank.open and self.n_oversamples is None and rank.most(*X.shape) <= _FEW
 
     def slender(self, X: Matrix) -> Krylov:
         """The same with blocks that take less memory, and a pass more."""
         return replace(self, n_oversamples=super().width(X) - self.settings.rank.most(*X.shape))
 
+    def sampling(self, nbytes: int) -> Krylov:
+        """The same with samples of so many bytes at most, if they are not to be smaller anyway."""
+        return replace(self, sample_bytes=min(nbytes, _SAMPLE_BYTES))
+
     def width(self, X: Matrix) -> int:
         if self.may_be_wide(X):
             return min(max(_WIDE, 3 * self.settings.rank.most(*X.shape) + 16), min(X.shape))
-        return super().width(X)
+        return super().width(X) if self.sample(X) is None else self._sampled_width(X)
+
+    def _sampled_width(self, X: Matrix) -> int:
+        return min(super().width(X) + _MORE * self._few(X), min(X.shape))
 
     def passes(self, X: Matrix) -> int:
         """Three to six, or as many as fill the space after the random start."""
@@ -85,18 +101,19 @@ class Krylov(Iteration):
 
     def sample(self, X: Matrix) -> np.ndarray | None:
         """Stretches all over the matrix, where they are a small part of it and yet several times as many as columns."""
-        s, n_blocks, width = self.settings, X.n_blocks, super().width(X)
+        s, n_blocks, width = self.settings, X.n_blocks, self._sampled_width(X)
         given = s.start is not None or s.rank.open
         unfit = self.side != ROWS or X.source.implicit or isinstance(X.source, Operator | Stream)
         if given or unfit or not dear(X) or min(X.shape) <= width:
             return None
-        number = min(max(n_blocks // _ONE_IN, _FEWEST), _STRETCHES)
-        rows = min(_SAMPLE_BYTES // (X.shape[1] * self.dtype(X).itemsize), number * X.block_height)
-        enough = rows >= _TIMES * width and n_blocks >= _APART * number
-        return spread_cuts(X.cuts, number, rows) if enough else None
+        fewest, most = (times * width for times in _TIMES)
+        number = min(max(_STRETCHES, -(-most // X.block_height)), max(_FEWEST, n_blocks // _ONE_IN))
+        rows = min(most, self.sample_bytes // (X.shape[1] * self.dtype(X).itemsize), number * X.block_height)
+        return spread_cuts(X.cuts, number, rows) if rows >= fewest and n_blocks >= (_ONE_IN - 1) * number else None
 
     def effort(self, X: Matrix) -> int:
-        return super().effort(X) - (self.sample(X) is not None)
+        passes = super().effort(X)
+        return passes if self.sample(X) is None else max(passes - _SPARED, min(passes, 2))
 
     def cost(self, X: Matrix) -> Cost:
         cost, cuts = super().cost(X), self.sample(X)
@@ -115,19 +132,21 @@ class Krylov(Iteration):
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
         if state.sample is None:
             return super().step(X, state, summary)
-        return self._begun(X, replace(state, sample=None), summary.rows(), spans(state.sample))
+        return self._begun(X, replace(state, sample=None), summary.stretches, spans(state.sample))
 
-    def _begun(self, X: Matrix, state: IterationState, rows: np.ndarray, taken: np.ndarray) -> IterationState:
-        """The state with a first block that spans the leading directions of the rows (m, d) that were taken, about."""
+    def _begun(
+        self, X: Matrix, state: IterationState, stretches: tuple[np.ndarray, ...], taken: np.ndarray
+    ) -> IterationState:
+        """The state with a first block that spans the leading directions of the stretches (m_i, d), about."""
         s, counts = self.settings, None
         if X.sample_weights is not None:
             counts = np.concatenate([X.sample_weights[a:b] for a, b in taken])
         try:
-            mean, scale, _ = standardise_columns(rows, X.weights, counts, s.center, s.scale)
+            mean, scale = _standardised(stretches, X.weights, counts, s.center, s.scale)
         except NonfiniteError:  # the walk of all rows will say where
             return state
         random = state.basis.block * np.isfinite(mean)[:, None]  # nothing at features that have no values here
-        lead = leading(rows, random.shape[1], np.random.default_rng([s.seed, 3]))
+        lead = leading(stretches, random.shape[1], np.random.default_rng([s.seed, 3]))
         block = orthonormal(lead + _SHAKEN * random)
         state = replace(state, basis=Basis.begun(block), scale=scale)
         return state if s.scale else replace(state, probes=self.fresh_probes(state, (block,)))
@@ -149,7 +168,7 @@ class Krylov(Iteration):
         return self.settings.tol is not None or self.settings.rank.open
 
     def n_blocks(self, X: Matrix) -> int:
-        return _BLOCKS + 1 if self.asked else self.effort(X)
+        return _BLOCKS + 1 if self.asked else self.effort(X) + (self.sample(X) is not None)
 
     def due(self, X: Matrix, state: IterationState) -> bool:
         return self.asked or state.passes >= self.effort(X)
@@ -166,3 +185,24 @@ class Krylov(Iteration):
         width = max(min(l, most - width), 0)
         spare = partial(self.fresh, state, width, 2, state.passes)
         return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))
+
+
+def _standardised(
+    stretches: tuple[np.ndarray, ...],
+    weights: np.ndarray | None,
+    counts: np.ndarray | None,
+    center: bool,
+    scale: str | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Means (d,) and spread (d,) of the stretches (m_i, d), standardised in place, some columns at a time."""
+    means, spreads, ends = [], [], np.cumsum([len(rows) for rows in stretches])
+    for start in range(0, stretches[0].shape[1], _SLAB):
+        slab = slice(start, start + _SLAB)
+        columns = np.concatenate([rows[:, slab] for rows in stretches])
+        factor = None if weights is None else weights[slab]
+        mean, spread, _ = standardise_columns(columns, factor, counts, center, scale)
+        means.append(mean)
+        spreads.append(mean if spread is None else spread)
+        for rows, end in zip(stretches, ends, strict=True):
+            rows[:, slab] = columns[end - len(rows) : end]
+    return np.concatenate(means), np.concatenate(spreads) if scale else None
