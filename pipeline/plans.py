@@ -31,7 +31,8 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
 _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
-_SENT_SAMPLES = 2  # times that a sample is with a worker: as it came, and as it goes on
+# Times that a sample is with a worker: as it came, as one, and as it goes on; and bytes of it that may be sent.
+_SENT_SAMPLES, _SAMPLE_SENT = 3, 160 << 20
 _SENT = 5  # times that a block from this process's memory is with a worker: as it came and as an array, also the next
 _LARGE, _TRIED = 1 << 30, 4  # bytes that may take seconds to be handed out; the part of them that is tried
 _WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs less than reading them again
@@ -249,7 +250,8 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     worth, held = room.keeping and again > 0, matrix.kept_nbytes(dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     new = _new_memory(X, kept * held)
-    slow = 1 / new > again / speed.reading(X)[0]
+    known = solver.settings.tol is None and not cost.open_ended  # how many passes there will be
+    slow = known and 1 / new > again / speed.reading(X)[0]
     kept *= not slow
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
@@ -284,12 +286,18 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
 
 
 def _sampling(X: Matrix, solver: Solver[Any], room: _Room) -> Solver[Any]:
-    """The same with samples that fit beside the blocks which are read for them."""
+    """The same with samples that fit beside the blocks which are read for them.
+
+    On a cluster all of one comes together at a worker, and what Dask writes to disk is sent no faster than read again.
+    """
     if room.limit is None or not isinstance(solver, Krylov) or solver.side != ROWS:
         return solver
     dtype = solver.cost(X).dtype or X.block_dtype
     left = room.limit / _ROUNDED_UP - _threads(X, room.crew) * _reading(X, solver, dtype, room.crew)
-    return solver.sampling(max(int(left / _samples(room.crew)), 0))
+    if room.crew.client is None:
+        return solver.sampling(max(int(left), 0))
+    most = min(left, room.limit * _UNSPILLED - _INTERPRETER) / _SENT_SAMPLES
+    return solver.sampling(max(int(min(most, _SAMPLE_SENT)), 0))
 
 
 def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:

@@ -20,7 +20,7 @@ __all__ = ["handing_out", "in_words", "multiplying", "observe", "reading"]
 
 _ASSUMED = {True: 4e9, False: 0.6e9}  # bytes a second and thread: in memory, and from a compressed store
 _SIDE, _TRIES = 320, 4
-_PIECE, _SLOW = 64 << 20, 0.5e9  # bytes; and a second, of memory that is slow
+_PIECE, _SLOW = 16 << 20, 0.5e9  # bytes; and a second, of memory that is slow
 _seen: dict[tuple[str, str], float] = {}
 
 

@@ -157,6 +157,7 @@ class TestSample:
     def _small(self, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
         """Samples of matrices as small as these."""
         monkeypatch.setattr(krylov, "_TIMES", (2, 100))
+        monkeypatch.setattr(krylov, "_GOOD", 2)
 
     def solved(self, x: np.ndarray, k: int = 40, sampled: bool = True, **how: Any) -> Subspace:
         with pytest.MonkeyPatch.context() as patch:

@@ -32,7 +32,7 @@ _BLOCKS = 8
 # A sample: as many stretches of rows as there are blocks in so many, these few at least, and so many at most where they
 # hold the rows, which are so many times the columns of a block, at least and at most; its bytes at most.
 _ONE_IN, _FEWEST, _STRETCHES, _TIMES, _SAMPLE_BYTES = 8, 4, 16, (8, 100), 640 << 20
-_SPARED = 2  # passes that a start from it is worth
+_GOOD = 75  # rows for each column from where on a start from it is worth two passes; from fewer it is worth one
 _SHAKEN = 0.1  # how much of that start is random, so that it has a part of what the sample does not show
 _ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
 _GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
@@ -112,8 +112,11 @@ class Krylov(Iteration):
         return spread_cuts(X.cuts, number, rows) if rows >= fewest and n_blocks >= (_ONE_IN - 1) * number else None
 
     def effort(self, X: Matrix) -> int:
-        passes = super().effort(X)
-        return passes if self.sample(X) is None else max(passes - _SPARED, min(passes, 2))
+        passes, cuts = super().effort(X), self.sample(X)
+        if cuts is None:
+            return passes
+        rows = int(np.diff(spans(cuts)).sum())
+        return max(passes - (2 if rows >= _GOOD * self._sampled_width(X) else 1), min(passes, 2))
 
     def cost(self, X: Matrix) -> Cost:
         cost, cuts = super().cost(X), self.sample(X)
