@@ -6,7 +6,7 @@ restarted from the leading Ritz vectors and their residual (thick restart, Wu an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -54,8 +54,8 @@ class Krylov(Iteration):
     has to be read for a pass, those of `narrowed`: the same number of products then reaches much further.
     """
 
-    sample_bytes: int = _SAMPLE_BYTES
-    """What a sample takes at most."""
+    sample_bytes: int = field(default=_SAMPLE_BYTES, compare=False)
+    """What a sample takes at most; who goes on from a checkpoint may have more memory, or less."""
     name: ClassVar[str] = "krylov"
 
     def narrowed(self, X: Matrix) -> Lanczos | None:
