@@ -35,6 +35,7 @@ __all__ = ["Submitted", "cancel_job", "jobs_on", "store_of", "submit_job"]
 _NAMES = "pipeline-job-"  # of the tasks, and of the datasets that keep them wanted when their clients are gone
 _LIVES = 3  # attempts, before a job is given up whose workers are lost again and again
 _LOOK, _SIGN = 0.5, 5.0  # seconds between two looks for a cancel, and between two signs of life
+_GRACE = 20.0  # seconds that a job has to notice that it is stopped
 _PATIENCE = 30.0  # seconds for the check on a worker
 _LINES = 5000
 
@@ -178,14 +179,16 @@ def work(store: str, id: str) -> str:
         stopped = _watch(job, record, number)
     if stopped == "elsewhere":
         return stopped
+    if stopped:
+        log.tell(stopped)
+        log.keep()
+        return _ended(record, stopped)
     if job.error is None:
         log.tell("done")
         log.keep()
         return _ended(record, "done", result=job.result)
-    log.tell(stopped or f"failed: {_sentence(job.error)}")
+    log.tell(f"failed: {_sentence(job.error)}")
     log.keep()
-    if stopped:
-        return _ended(record, stopped)
     text = "".join(traceback.format_exception(job.error))
     return _ended(record, "failed", error={"sentence": _sentence(job.error), "traceback": text})
 
@@ -212,9 +215,12 @@ class _Job(threading.Thread):
 
 
 def _watch(job: _Job, record: Record, number: int) -> str:
-    """Until the job is over: keep its log, give signs of life, stop it when it is cancelled or has begun elsewhere."""
-    stopped, signed = "", time.monotonic()
-    while job.is_alive():
+    """Until the job is over: keep its log, give signs of life, stop it when it is cancelled or has begun elsewhere.
+
+    A call that waits for the scheduler when the client is closed may never return: such a job is not waited for.
+    """
+    stopped, signed, until = "", time.monotonic(), float("inf")
+    while job.is_alive() and time.monotonic() < until:
         job.join(_LOOK)
         try:
             job.log.keep()
@@ -230,7 +236,8 @@ def _watch(job: _Job, record: Record, number: int) -> str:
         except StoreError:
             continue  # a store that is away for a while; the job goes on
         job.client.close()  # whatever it waits for is called off
-    return stopped if job.error is not None or stopped == "elsewhere" else ""
+        until = time.monotonic() + _GRACE
+    return stopped if job.is_alive() or job.error is not None or stopped == "elsewhere" else ""
 
 
 @dataclass
