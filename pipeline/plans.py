@@ -308,16 +308,11 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
-    sampling = threads * reading + _samples(at_work) * cost.sample_bytes
+    sampling = threads * reading + (1 if at_work.client is None else _SENT_SAMPLES) * cost.sample_bytes
     at_it = threads * each + waiting_nbytes(X, cost.summary_bytes, at_work)
     if at_work.client is not None:
         return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))
     return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes, sampling))
-
-
-def _samples(at_work: Crew) -> int:
-    """How often a sample is there: with who works and on its way."""
-    return 1 if at_work.client is None else _SENT_SAMPLES
 
 
 def _reading(X: Matrix, solver: Solver[Any], dtype: np.dtype[Any], at_work: Crew) -> int:

@@ -179,18 +179,15 @@ def work(store: str, id: str) -> str:
         stopped = _watch(job, record, number)
     if stopped == "elsewhere":
         return stopped
-    if stopped:
-        log.tell(stopped)
-        log.keep()
-        return _ended(record, stopped)
-    if job.error is None:
-        log.tell("done")
-        log.keep()
-        return _ended(record, "done", result=job.result)
-    log.tell(f"failed: {_sentence(job.error)}")
+    error = None if stopped else job.error
+    log.tell(f"failed: {_sentence(error)}" if error else stopped or "done")
     log.keep()
-    text = "".join(traceback.format_exception(job.error))
-    return _ended(record, "failed", error={"sentence": _sentence(job.error), "traceback": text})
+    if stopped:
+        return _ended(record, stopped)
+    if error is None:
+        return _ended(record, "done", result=job.result)
+    text = "".join(traceback.format_exception(error))
+    return _ended(record, "failed", error={"sentence": _sentence(error), "traceback": text})
 
 
 class _Job(threading.Thread):
