@@ -35,7 +35,6 @@ __all__ = ["Submitted", "cancel_job", "jobs_on", "store_of", "submit_job"]
 _NAMES = "pipeline-job-"  # of the tasks, and of the datasets that keep them wanted when their clients are gone
 _LIVES = 3  # attempts, before a job is given up whose workers are lost again and again
 _LOOK, _SIGN = 0.5, 5.0  # seconds between two looks for a cancel, and between two signs of life
-_GRACE = 20.0  # seconds that a job has to notice that it is stopped
 _PATIENCE = 30.0  # seconds for the check on a worker
 _LINES = 5000
 
@@ -214,11 +213,14 @@ class _Job(threading.Thread):
 def _watch(job: _Job, record: Record, number: int) -> str:
     """Until the job is over: keep its log, give signs of life, stop it when it is cancelled or has begun elsewhere.
 
-    A call that waits for the scheduler when the client is closed may never return: such a job is not waited for.
+    What it waits for is called off at every look until it has ended. Its client is open until then: a call to the
+    scheduler that is lost with a client never returns.
     """
-    stopped, signed, until = "", time.monotonic(), float("inf")
-    while job.is_alive() and time.monotonic() < until:
+    stopped, signed = "", time.monotonic()
+    while job.is_alive():
         job.join(_LOOK)
+        if stopped:
+            _call_off(job.client)
         try:
             job.log.keep()
             if time.monotonic() - signed > _SIGN:
@@ -228,13 +230,16 @@ def _watch(job: _Job, record: Record, number: int) -> str:
                 stopped = "elsewhere"
             elif not stopped and record.get("cancel") is not None:
                 stopped = "cancelled"
-            else:
-                continue
         except StoreError:
-            continue  # a store that is away for a while; the job goes on
-        job.client.close()  # whatever it waits for is called off
-        until = time.monotonic() + _GRACE
-    return stopped if job.is_alive() or job.error is not None or stopped == "elsewhere" else ""
+            pass  # a store that is away for a while; the job goes on
+    return stopped if job.error is not None or stopped == "elsewhere" else ""
+
+
+def _call_off(client: Client) -> None:
+    """Cancel all that a client waits for now."""
+    from distributed import Future
+
+    client.cancel([Future(key, client) for key in list(client.futures)], force=True)
 
 
 @dataclass
