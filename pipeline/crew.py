@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from dask.system import CPU_COUNT
 
 from pipeline.allocator import trim
 
-__all__ = ["Crew", "crew", "give_back", "locally", "memory_here"]
+__all__ = ["Crew", "at_most", "crew", "give_back", "locally", "memory_here"]
 
 _PATIENCE = 1  # seconds that a fit which has ended waits for workers
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
+_most: ContextVar[int | None] = ContextVar("most", default=None)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,17 @@ def crew() -> Crew:
         threads = sum(w["nthreads"] for w in workers)
         return Crew(client, max(1, len(workers)), max(1, threads), memory, schedule)
     threads = 1 if schedule is dask.local.get_sync else dask.config.get("num_workers", None) or CPU_COUNT
-    return Crew(None, 1, threads, None, schedule)
+    return Crew(None, 1, min(threads, _most.get() or threads), None, schedule)
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """So many threads of this process have a block at a time, and no more, however many there are."""
+    before = _most.set(threads)
+    try:
+        yield
+    finally:
+        _most.reset(before)
 
 
 def locally() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
 from pipeline import speed
@@ -29,7 +30,7 @@ from pipeline.walk import bytes_beside, waiting_nbytes
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
-_BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread
+_BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread of its own
 _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
 # Times that a sample is with a worker: as it came, as one, and as it goes on; and bytes of it that may be sent.
 _SENT_SAMPLES, _SAMPLE_SENT = 3, 160 << 20
@@ -68,6 +69,8 @@ class Plan:
     """Of `bytes_read`: those of a sample of the rows, which the passes begin with."""
     slow_memory: bool = False
     """Whether blocks are not kept for the reason that reading them again takes less time than new memory does."""
+    idle_threads: int = 0
+    """Threads of this process that have no block, as memory does not suffice for that."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -87,7 +90,8 @@ class Plan:
             "from": self.reader,
             "peak memory": f"{format_bytes(self.peak_memory)}{limit} a worker, beside the interpreter",
             "blocks": f"{self.n_blocks} of up to {self.block_rows} {self.side}, {kept}",
-            "workers": f"{self.workers} with {self.threads} threads in all",
+            "workers": f"{self.workers} with {self.threads} threads in all"
+            + (f", {self.idle_threads} more left idle for lack of memory" if self.idle_threads else ""),
             "time": f"about {self.seconds:.2g} s",
         }
         return "\n".join(f"{name:12s} {text}" for name, text in lines.items())
@@ -209,27 +213,39 @@ def _room(memory_limit: int | str | None, scores: bool, keeping: bool = True) ->
 
 
 def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
+    """`_suited` with all threads, or with as many as there is room for, before chunks are decoded again and again.
+
+    The threads of a cluster are as they are.
+    """
+    while room.crew.client is None and room.crew.threads > 1:
+        with suppress(PlanError):
+            return _suited(X, solver, room, 1)
+        room = replace(room, crew=replace(room.crew, threads=room.crew.threads // 2))
+    return _suited(X, solver, room, _AGAIN)
+
+
+def _suited(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
     """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing.
 
     Where there is no room for wide ones it does without.
     """
     if room.keeping and isinstance(solver, Krylov) and (lanczos := solver.narrowed(X)) is not None:
         with suppress(PlanError):
-            narrow = _fit(X, lanczos, room)
+            narrow = _fit(X, lanczos, room, again)
             if narrow.plan.blocks_kept == narrow.plan.n_blocks or (X.source.held and locally()):
                 return narrow
     try:
-        return _fit(X, solver, room)
+        return _fit(X, solver, room, again)
     except PlanError:
         if isinstance(solver, Krylov) and solver.may_be_wide(X):
-            return _fit(X, solver.slender(X), room)
+            return _fit(X, solver.slender(X), room, again)
         raise
 
 
-def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
+def _fit(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
     side, at_work, limit = solver.cost(X).side, room.crew, room.limit
     peaks: list[int] = []
-    for matrix in _cuttings(X if side == ROWS else X.T):
+    for matrix in _cuttings(X if side == ROWS else X.T, again):
         cut = matrix if side == ROWS else matrix.T  # as the solver gets it: how it begins may depend on the blocks
         solver = _sampling(matrix, solver, room)
         cost = solver.cost(cut).entries_of(X)
@@ -245,13 +261,13 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
             least,
         )
     passes = cost.passes + (solver.settings.missing != "error")  # one more for the means
-    again = cost.passes - 1 + room.scores  # passes that can do with what is kept
+    further = cost.passes - 1 + room.scores  # passes that can do with what is kept
     dtype = cost.dtype or X.block_dtype
-    worth, held = room.keeping and again > 0, matrix.kept_nbytes(dtype)
+    worth, held = room.keeping and further > 0, matrix.kept_nbytes(dtype)
     kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
     new = _new_memory(X, kept * held)
     known = solver.settings.tol is None and not cost.open_ended  # how many passes there will be
-    slow = known and 1 / new > again / speed.reading(X)[0]
+    slow = known and 1 / new > further / speed.reading(X)[0]
     kept *= not slow
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
@@ -281,6 +297,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
         open_ended=cost.open_ended,
         sample_bytes=cost.sample_read,
         slow_memory=slow,
+        idle_threads=0 if at_work.client is not None else crew().threads - at_work.threads,
     )
     return Prepared(found, cut, solver, kept * held)
 
@@ -294,6 +311,7 @@ def _sampling(X: Matrix, solver: Solver[Any], room: _Room) -> Solver[Any]:
         return solver
     dtype = solver.cost(X).dtype or X.block_dtype
     left = room.limit / _ROUNDED_UP - _threads(X, room.crew) * _reading(X, solver, dtype, room.crew)
+    left -= _multiplying(X, room.crew)
     if room.crew.client is None:
         return solver.sampling(max(int(left), 0))
     most = min(left, room.limit * _UNSPILLED - _INTERPRETER) / _SENT_SAMPLES
@@ -307,9 +325,10 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     reading = _reading(X, solver, dtype, at_work)
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
-    each = cost.summary_bytes + cost.scratch_bytes + slab + _BLAS_BYTES + reading
-    sampling = threads * reading + (1 if at_work.client is None else _SENT_SAMPLES) * cost.sample_bytes
-    at_it = threads * each + waiting_nbytes(X, cost.summary_bytes, at_work)
+    each, multiplying = cost.summary_bytes + cost.scratch_bytes + slab + reading, _multiplying(X, at_work)
+    times = 1 if at_work.client is None else _SENT_SAMPLES
+    sampling = threads * reading + multiplying + times * cost.sample_bytes
+    at_it = threads * each + multiplying + waiting_nbytes(X, cost.summary_bytes, at_work)
     if at_work.client is not None:
         return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))
     return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes, sampling))
@@ -324,6 +343,11 @@ def _reading(X: Matrix, solver: Solver[Any], dtype: np.dtype[Any], at_work: Crew
     if at_work.client is not None and X.source.held:
         nbytes += _SENT * X.block_nbytes(X.dtype)
     return nbytes
+
+
+def _multiplying(X: Matrix, at_work: Crew) -> int:
+    """Bytes that BLAS works in: here it has all cores, however few threads have a block."""
+    return _BLAS_BYTES * (_threads(X, at_work) if at_work.client is not None else CPU_COUNT)
 
 
 def _threads(X: Matrix, at_work: Crew) -> int:
@@ -344,14 +368,14 @@ def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
     return int(max((min(free, limit or free) - peak) * _OF_SPARE, 0))
 
 
-def _cuttings(X: Matrix) -> Iterator[Matrix]:
-    """The matrix in ever lower blocks, as long as not too many of them decode the same chunk."""
+def _cuttings(X: Matrix, again: int) -> Iterator[Matrix]:
+    """The matrix in ever lower blocks, as long as a pass decodes no more than so many times the whole."""
     yield X
     across = max(1, X.shape[1 - X.side]) * X.work_dtype.itemsize
     target = X.block_height * across // 2
     while target >= across:
         lower = X.cut_to(target)
-        if lower.bytes_a_pass > _AGAIN * X.bytes_a_pass:
+        if lower.bytes_a_pass > again * X.bytes_a_pass:
             return
         yield lower
         target //= 2

@@ -95,7 +95,8 @@ def walk(
         with threadpool_limits(limit), told_by_tasks(walked.sizes, heard):
             kept, fresh = walked.kept(keep)
             job, _ = walked.job(kept, fresh)
-            ((summary, tally),) = dask.compute(job, scheduler=at_work.schedule, optimize_graph=False)
+            how: dict[str, Any] = {"scheduler": at_work.schedule, "num_workers": at_work.threads}
+            ((summary, tally),) = dask.compute(job, optimize_graph=False, **how)
     heard(length)
     nbytes = _beside(matrix, runs, lengths) if kept and not fresh else bytes_walked(matrix, fold)
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
@@ -285,7 +286,7 @@ class _Walk:
         graph = self._collected(name, layer)
         numbers = [i for i, kept in enumerate(self.lengths) if kept]
         at_work = crew()
-        places: list[dict[str, Any]] = [{"scheduler": at_work.schedule}]
+        places: list[dict[str, Any]] = [{"scheduler": at_work.schedule, "num_workers": at_work.threads}]
         runs: dict[int, Delayed] = {}
         if at_work.client is not None:  # the same number to each worker, as each has so much room; another may stand in
             addresses = at_work.client.scheduler_info(n_workers=-1)["workers"]

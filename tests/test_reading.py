@@ -16,6 +16,7 @@ import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
 from pipeline import PCA, open_matrix, plan, walk
+from pipeline.errors import PlanError
 from pipeline.sources.grid import Grid
 
 
@@ -144,6 +145,42 @@ def test_what_does_not_fit_beside_the_work_is_read_again() -> None:
     assert tight.peak_memory <= limit
     assert sum(store.reads.values()) * 500 * 800 == tight.bytes_read
     np.testing.assert_allclose(model.components_, roomy.fit(X).components_, atol=1e-9)
+
+
+def test_a_thread_is_idle_before_chunks_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, summarise, at_work, seen = stored((1000, 2000), (6000, 2000)), walk.summarise, [], set()
+
+    def watched(*args: object) -> object:
+        at_work.append(None)
+        seen.add(len(at_work))
+        try:
+            return summarise(*args)
+        finally:
+            at_work.pop()
+
+    monkeypatch.setattr(walk, "summarise", watched)
+    X = open_matrix(zarr.open_array(store))
+    with dask.config.set(num_workers=2):
+        with pytest.raises(PlanError) as refused:
+            plan(X, PCA(4, solver="krylov", memory_limit=1))
+        least = refused.value.needed
+        limits = range(least, least + 200_000_000, 5_000_000)
+        plans = [plan(X, PCA(4, solver="krylov", memory_limit=limit)) for limit in limits]
+        threads, repeats = [p.threads for p in plans], [p.bytes_read > p.passes * X.nbytes for p in plans]
+        assert threads == sorted(threads)
+        assert repeats == sorted(repeats, reverse=True)
+        assert not any(p.threads == 2 and repeated for p, repeated in zip(plans, repeats, strict=True))
+        tight = next(p for p, repeated in zip(plans, repeats, strict=True) if not repeated)
+        assert (tight.threads, tight.idle_threads, tight.blocks_kept) == (1, 1, 0)
+        assert "1 more left idle" in str(tight)
+        store.reads.clear()
+        model = PCA(4, solver="krylov", memory_limit=tight.memory_limit).fit(X)
+        assert set(store.reads.values()) == {model.subspace_.passes}
+        assert seen == {1}
+        roomy = PCA(4, solver="krylov").fit(X)
+    assert roomy.plan_.threads == 2
+    assert seen == {1, 2}
+    np.testing.assert_allclose(model.singular_values_, roomy.singular_values_, rtol=1e-9)
 
 
 @pytest.mark.parametrize("chunks", [(430, 170), (77, 1000), (260, 640)])

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from zarr.abc.store import Store
 
 from pipeline.adjoint import check_operator
-from pipeline.crew import give_back
+from pipeline.crew import at_most, give_back
 from pipeline.driver import FILLINGS, check_entries, scores, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.estimators.containers import (
@@ -128,7 +128,7 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         check_operator(matrix)
         keep = Keep(ready.keep)
         try:
-            with checkpoint_at(self.checkpoint) as checkpoint:
+            with at_most(ready.plan.threads), checkpoint_at(self.checkpoint) as checkpoint:
                 subspace = solve(ready.matrix, ready.solver, keep, checkpoint)
             if subspace.n_samples < 2 and settings.center:  # a stream, whose length is known only now
                 raise InputError(
@@ -151,7 +151,8 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def _scores(self, ready: Prepared, keep: Keep) -> np.ndarray:
         X, found = ready.matrix, self.subspace_
-        return scores(X.filled(found.mean) if self.missing == "mean" else X, ready.solver, found, keep)
+        with at_most(ready.plan.threads):
+            return scores(X.filled(found.mean) if self.missing == "mean" else X, ready.solver, found, keep)
 
     def _whitened(self, scores: np.ndarray) -> np.ndarray:
         return scores

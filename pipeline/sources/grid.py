@@ -175,8 +175,10 @@ class Grid:
         if self.held:
             return 0 if all(isinstance(i, slice) for i in self.index) else whole
         at_once = int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
-        chunks = min(at_once, self.touched(side, cuts) // (len(cuts) - 1))
-        chunks *= 1 if self._by_zarrs else 2  # as they are stored, and decoded
+        touched = self.touched(side, cuts)
+        chunks = min(at_once, touched // (len(cuts) - 1))
+        # As they are stored and, where they are decoded elsewhere than they are to be, or in part of no use, decoded.
+        chunks *= 1 if self._by_zarrs and touched <= prod(self.shape) * self.dtype.itemsize else 2
         if isinstance(self.array, Decoded):  # and what becomes of them when they are scaled and masked
             return chunks + 3 * whole
         return chunks + (0 if self._straight(dtype) else whole)
