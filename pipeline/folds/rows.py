@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.kernels.blocks import absent_columns, checked_sums, pilot_mean, take_out
+from pipeline.kernels.blocks import (
+    SHORT,
+    absent_columns,
+    check_sums,
+    clear,
+    column_sums,
+    doubled,
+    pilot_mean,
+    strips,
+)
 
 __all__ = ["SHIFTED", "Rows", "shifted"]
 
@@ -38,11 +47,17 @@ def shifted(x: np.ndarray, weights: np.ndarray | None, first: Rows | None) -> Ro
         pilot = pilot_mean(x, absent, weights)
     else:
         absent, pilot = first.absent, first.pilot
-    take_out(x, pilot, absent, check=first is not None)
+    clear(x, absent)
     roots = None if weights is None else np.sqrt(weights)
-    if roots is not None:
-        x *= roots[:, None].astype(x.dtype)
-    sums = checked_sums(x, roots)
-    with np.errstate(over="ignore"):  # what overflows is multiplied in float64
-        energy = float(np.vdot(x, x).real)
+    shift, sums, energy, start = pilot.astype(x.dtype), np.zeros(x.shape[1], doubled(x.dtype)), 0.0, 0
+    for strip in strips(x, SHORT):  # one that is in the cache still is shifted, weighed, and summed up
+        strip -= shift
+        counts = None if roots is None else roots[start : start + len(strip)]
+        if counts is not None:
+            strip *= counts[:, None].astype(x.dtype)
+        sums += column_sums(strip, counts)
+        with np.errstate(over="ignore"):  # what overflows is multiplied in float64
+            energy += float(np.vdot(strip, strip).real)
+        start += len(strip)
+    check_sums(sums, x)
     return Rows(x, pilot, absent, sums, energy, float(len(x)) if weights is None else float(weights.sum()))

@@ -17,7 +17,8 @@ __all__ = [
     "careful",
     "check_digits",
     "check_energy",
-    "checked_sums",
+    "check_sums",
+    "clear",
     "column_squares",
     "column_sums",
     "doubled",
@@ -33,7 +34,6 @@ __all__ = [
     "spread_of",
     "standardise_columns",
     "strips",
-    "take_out",
     "times_in_float64",
     "wide_squares",
     "working_dtype",
@@ -114,9 +114,9 @@ def fill_in(x: np.ndarray, fill: np.ndarray) -> None:
             np.copyto(strip, fill, where=where)
 
 
-def strips(x: np.ndarray) -> Iterator[np.ndarray]:
-    """A few rows at a time: masks and copies of the whole block would be written out to memory, and read again."""
-    height = max(1, _STRIP_BYTES // max(x[:1].nbytes, 1))
+def strips(x: np.ndarray, least: int = 1) -> Iterator[np.ndarray]:
+    """A few rows at a time, a multiple of `least`: what is done to a whole block is read from memory each time anew."""
+    height = max(_STRIP_BYTES // max(x[:1].nbytes, 1) // least, 1) * least
     return (x[start : start + height] for start in range(0, len(x), height))
 
 
@@ -156,7 +156,7 @@ def wide_squares(x: np.ndarray) -> np.ndarray:
 def absent_columns(x: np.ndarray) -> np.ndarray:
     """(d,) bool: columns that are NaN in every row; raises NonfiniteError where such a column is NaN or Inf in part.
 
-    Columns whose first rows are numbers are not looked at any further: `checked_sums` does that.
+    Columns whose first rows are numbers are not looked at any further: `check_sums` does that.
     """
     absent = np.zeros(x.shape[1], bool)
     if not np.isfinite(column_sums(x[:_HEAD])).all():
@@ -177,25 +177,22 @@ def pilot_mean(x: np.ndarray, absent: np.ndarray, weights: np.ndarray | None) ->
     return np.where(absent, 0.0, mean).astype(x.dtype).astype(doubled(x.dtype))
 
 
-def take_out(x: np.ndarray, pilot: np.ndarray, absent: np.ndarray, check: bool) -> None:
-    """Subtract the pilot in place and zero the absent columns, which must all be NaN where `check` is set."""
+def clear(x: np.ndarray, absent: np.ndarray) -> None:
+    """Zero the absent columns in place; raises NonfiniteError where they are not NaN in every row."""
     if absent.any():
-        if check and not np.isnan(x[:, absent]).all():
+        if not np.isnan(x[:, absent]).all():
             raise NonfiniteError("a feature is NaN in some samples only")
         x[:, absent] = 0
-    x -= pilot.astype(x.dtype)
 
 
-def checked_sums(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Column sums; raises NonfiniteError where an entry is NaN or Inf, InputError where the sums overflow."""
-    sums = column_sums(x, weights)
+def check_sums(sums: np.ndarray, x: np.ndarray) -> None:
+    """Raise NonfiniteError where an entry of a block is NaN or Inf, InputError where the sums of columns overflow."""
     if not np.isfinite(sums).all():
         if np.isfinite(x[:, ~np.isfinite(sums)]).all():
             raise InputError(
                 f"entries are so large that their sums overflow {x.dtype}: divide the data by a constant first"
             )
         raise NonfiniteError("NaN or Inf among the entries")
-    return sums
 
 
 def product_in_float64(x: np.ndarray, lens: np.ndarray | None = None) -> np.ndarray:
@@ -296,9 +293,12 @@ def standardise_columns(
     """
     absent = absent_columns(x)
     pilot = pilot_mean(x, absent, sample_weights)
-    take_out(x, pilot, absent, check=False)
+    clear(x, absent)
+    x -= pilot.astype(x.dtype)
     n = float(x.shape[0]) if sample_weights is None else float(sample_weights.sum())
-    rest = checked_sums(x, sample_weights) / n if n else np.zeros(x.shape[1])
+    sums = column_sums(x, sample_weights)
+    check_sums(sums, x)
+    rest = sums / n if n else np.zeros(x.shape[1])
     x -= rest.astype(x.dtype)
     mean = pilot + rest
     roots = None if sample_weights is None else np.sqrt(sample_weights)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.kernels.blocks import doubled
+from pipeline.kernels.blocks import doubled, product_in_float64
 from pipeline.kernels.linalg import eigh_descending, orthonormal, orthonormal_beside
 
 __all__ = ["leading"]
@@ -17,7 +17,7 @@ _POWERS = 5
 def leading(parts: Sequence[np.ndarray], l: int, rng: np.random.Generator) -> np.ndarray:
     """Orthonormal columns that about span the leading right singular vectors, by block Krylov iteration from the left.
 
-    With K a basis of [R, C R, …, C^4 R], C = X X^H and R random, they are X^H K turned by the eigenvectors of K^H C K:
+    With K a basis of [R, C R, …, C^4 R], C = X X^H and R random, they are X^H K turned by its right singular vectors:
     of the left side, which is short, all is orthogonalised, and the right side is as good as half a power more.
 
     Parameters
@@ -42,24 +42,25 @@ def leading(parts: Sequence[np.ndarray], l: int, rng: np.random.Generator) -> np
     True
     """
 
-    m, dtype = sum(len(x) for x in parts), parts[0].dtype
-    ends = np.cumsum([len(x) for x in parts])
+    m, d, dtype = sum(len(x) for x in parts), parts[0].shape[1], parts[0].dtype
+    edges = np.cumsum([0, *(len(x) for x in parts)])
 
     def fresh() -> np.ndarray:
         return rng.standard_normal((m, l))
 
     size = max(1e-30, *(_largest(x.view(x.real.dtype)) for x in parts))  # products of more would overflow
-    block, known, images, thin = orthonormal(fresh()), [], [], []
-    for _ in range(_POWERS):
-        known.append(block)
-        turned = (block / size).conj().T.astype(dtype)  # (l, m): BLAS runs along the rows of both
-        thin.append(sum(turned[:, end - len(x) : end] @ x for x, end in zip(parts, ends, strict=True)))
-        lens = (thin[-1] / size).conj().T
-        images.append(np.concatenate([x @ lens for x in parts], dtype=doubled(dtype)))
-        block = orthonormal_beside(known, images[-1], fresh)
-    basis = np.hstack(known)
-    _, turn = eigh_descending(basis.conj().T @ np.hstack(images), l)
-    return orthonormal(np.concatenate(thin).conj().T @ turn.astype(dtype))
+    known, thin, part = [orthonormal(fresh())], np.zeros((_POWERS, l, d), dtype), np.empty((l, d), dtype)
+    for power in thin:
+        turned = (known[-1] / size).conj().T.astype(dtype)  # (l, m): BLAS runs along the rows of both
+        for x, start in zip(parts, edges, strict=False):
+            power += np.matmul(turned[:, start : start + len(x)], x, out=part)
+        if len(known) < _POWERS:
+            lens = (power / size).conj().T
+            image = np.concatenate([x @ lens for x in parts], dtype=doubled(dtype))
+            known.append(orthonormal_beside(known, image, fresh))
+    right = thin.reshape(-1, d).conj().T  # X^H K
+    _, turn = eigh_descending(product_in_float64(right), l)
+    return orthonormal(right @ turn.astype(dtype))
 
 
 def _largest(x: np.ndarray) -> float:

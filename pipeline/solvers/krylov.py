@@ -36,7 +36,7 @@ _GOOD = 75  # rows for each column from where on a start from it is worth two pa
 _SHAKEN = 0.1  # how much of that start is random, so that it has a part of what the sample does not show
 _ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
 _GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
-_SLAB = 256  # columns
+_SLAB = 1024  # columns
 # Columns of a block up to which BLAS takes hardly longer; components for which it is much wider, and how many more
 # columns there are for these after a sample, so that two passes reach as far as three did.
 _WIDE, _FEW, _MORE = 64, 32, 16
