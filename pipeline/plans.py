@@ -32,8 +32,6 @@ __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
 _BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread of its own
 _ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
-# Times that a sample is with a worker: as it came, as one, and as it goes on; and bytes of it that may be sent.
-_SENT_SAMPLES, _SAMPLE_SENT = 3, 160 << 20
 _SENT = 5  # times that a block from this process's memory is with a worker: as it came and as an array, also the next
 _LARGE, _TRIED = 1 << 30, 4  # bytes that may take seconds to be handed out; the part of them that is tried
 _WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs less than reading them again
@@ -305,17 +303,16 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
 def _sampling(X: Matrix, solver: Solver[Any], room: _Room) -> Solver[Any]:
     """The same with samples that fit beside the blocks which are read for them.
 
-    On a cluster all of one comes together at a worker, and what Dask writes to disk is sent no faster than read again.
+    On a cluster one comes together where the fit is, which may be in a worker, as a job that was submitted is.
     """
     if room.limit is None or not isinstance(solver, Krylov) or solver.side != ROWS:
         return solver
     dtype = solver.cost(X).dtype or X.block_dtype
-    left = room.limit / _ROUNDED_UP - _threads(X, room.crew) * _reading(X, solver, dtype, room.crew)
-    left -= _multiplying(X, room.crew)
-    if room.crew.client is None:
-        return solver.sampling(max(int(left), 0))
-    most = min(left, room.limit * _UNSPILLED - _INTERPRETER) / _SENT_SAMPLES
-    return solver.sampling(max(int(min(most, _SAMPLE_SENT)), 0))
+    beside = _threads(X, room.crew) * _reading(X, solver, dtype, room.crew) + _multiplying(X, room.crew)
+    left = room.limit / _ROUNDED_UP - beside
+    if room.crew.client is not None:
+        left = min(left, room.limit * _UNSPILLED - _INTERPRETER - beside)
+    return solver.sampling(max(int(left), 0))
 
 
 def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
@@ -326,8 +323,7 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
     each, multiplying = cost.summary_bytes + cost.scratch_bytes + slab + reading, _multiplying(X, at_work)
-    times = 1 if at_work.client is None else _SENT_SAMPLES
-    sampling = threads * reading + multiplying + times * cost.sample_bytes
+    sampling = threads * reading + multiplying + cost.sample_bytes
     at_it = threads * each + multiplying + waiting_nbytes(X, cost.summary_bytes, at_work)
     if at_work.client is not None:
         return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))

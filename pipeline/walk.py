@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.allocator import memory_is_reused
 from pipeline.crew import Crew, crew, locally
 from pipeline.errors import PlanError
-from pipeline.fold import Fold, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
+from pipeline.fold import Fold, Gathering, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
@@ -78,6 +78,8 @@ def walk(
         matrix = replace(matrix, fill=None)
     at_work = crew()
     runs = _runs(matrix, implicitly(fold, matrix), summary_bytes, at_work.threads)
+    if isinstance(fold, Gathering):
+        runs = list(pairwise(range(matrix.n_blocks + 1)))
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         runs = keep.as_before(matrix.side, runs)
@@ -89,7 +91,11 @@ def walk(
     if at_work.client is not None:
         with told_by_workers(at_work.client, walked.token, heard):
             kept, fresh = walked.kept(keep)
-            summary, tally = _on_cluster(at_work.client, *walked.job(kept, fresh))
+            whole, each = walked.job(kept, fresh)
+            if isinstance(fold, Gathering):
+                summary, tally = merge(fold, _gathered(at_work.client, each))
+            else:
+                summary, tally = _on_cluster(at_work.client, whole, each)
     else:
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
         with threadpool_limits(limit), told_by_tasks(walked.sizes, heard):
@@ -299,7 +305,7 @@ class _Walk:
         return runs
 
     def job(self, kept: Mapping[int, Delayed], fresh: bool) -> tuple[Delayed, list[Delayed]]:
-        """The summary and the tally of all blocks, and those of each run where these are few."""
+        """The summary and the tally of all blocks, and those of each run where these are few, or asked for."""
         name, merges = "fold-" + self.token, "merge-" + self.token
         layer = self._shared()
         level: list[Any] = []
@@ -314,7 +320,8 @@ class _Walk:
             layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
             depth += 1
         graph = self._collected("walk-" + self.token, layer, *kept.values())
-        keys = [level[0]] if self.ships else [level[0], *((name, i) for i in range(len(self.runs)))]
+        only = self.ships and not isinstance(self.fold, Gathering)
+        keys = [level[0]] if only else [level[0], *((name, i) for i in range(len(self.runs)))]
         whole, *each = (Delayed(key, graph, layer="walk-" + self.token) for key in keys)
         return whole, each
 
@@ -346,13 +353,44 @@ def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
 
     They are few: `runs_each` of a thread.
     """
-    from distributed import KilledWorker
-    from distributed.comm import CommClosedError
-
     with _large_graphs():
         future, *held = client.compute([job, *runs], optimize_graph=False)
     try:
-        return future.result()
+        with _losses_told():
+            return future.result()
+    finally:
+        future.cancel()
+        for run in held:
+            run.release()
+
+
+def _gathered(client: Any, runs: list[Delayed]) -> list[Any]:
+    """The results of runs, each of which leaves its worker as soon as it is there."""
+    from distributed import as_completed
+
+    with _large_graphs():
+        futures = client.compute(runs, optimize_graph=False)
+    results: dict[Any, Any] = {}
+    try:
+        with _losses_told():
+            for future, result in as_completed(futures, with_results=True):
+                if isinstance(result, CancelledError):
+                    raise result
+                results[future.key] = result
+                future.release()
+    finally:
+        client.cancel(futures)
+    return [results[future.key] for future in futures]
+
+
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """In our words, with the way out."""
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
     except (CancelledError, CommClosedError) as error:
         raise PlanError(
             "the scheduler was lost: run the same again on another one; with a checkpoint it goes on from there"
@@ -362,7 +400,3 @@ def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
             f"the work was given up after {error.allowed_failures + 1} workers were lost at it: look at their memory; "
             "with a checkpoint the same run goes on from there"
         ) from error
-    finally:
-        future.cancel()
-        for run in held:
-            run.release()

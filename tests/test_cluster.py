@@ -22,10 +22,12 @@ from distributed import Client, LocalCluster
 
 from pipeline import PCA, open_matrix, plan
 from pipeline.allocator import trim
+from pipeline.folds import RowSample, spans, spread_cuts
 from pipeline.folds.rows import shifted
 from pipeline.keep import Block, Run
 from pipeline.kernels.sparse import SparseBlock
 from pipeline.progress import Progress, listening
+from pipeline.walk import walk
 
 SHAPE = (3_000, 80)
 
@@ -94,6 +96,25 @@ def test_a_sample_is_taken_by_workers_too(client: Client, path: str, monkeypatch
     assert {p.pass_number for p in told} == set(range(there.passes + 1))
     assert there.provenance["walks"][0]["bytes"] == here.provenance["walks"][0]["bytes"] > 0
     assert max(here.distance(there)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
+def test_a_sample_comes_together_in_no_worker(client: Client, data: np.ndarray, path: str, kind: str) -> None:
+    source = {"numpy": data, "zarr": path, "dask": da.from_array(data, chunks=(170, 33))}[kind]
+    X = open_matrix(source).cut_to(100 * 640)
+    cuts = spread_cuts(X.cuts, 5, 250)
+
+    def merged(dask_scheduler: Any) -> set[str]:
+        return {str(key) for key, *_ in dask_scheduler.transition_log if "merge-" in str(key)}
+
+    before = client.run_on_scheduler(merged)
+    with client.as_current():
+        sample, tally = walk(X.stretch(cuts), RowSample(np.dtype(np.float64), cuts))
+    assert client.run_on_scheduler(merged) <= before
+    assert len(sample.stretches) == tally.blocks == 5
+    for (start, stop), rows in zip(spans(cuts), sample.stretches, strict=True):
+        np.testing.assert_array_equal(rows, data[start:stop])
+        assert rows.flags.writeable
 
 
 def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:

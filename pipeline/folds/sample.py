@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,12 +26,13 @@ class RowSample:
     dtype: np.dtype[Any]
     cuts: np.ndarray
     side: int = ROWS
+    gathers: ClassVar[bool] = True
 
     def skips(self, at: tuple[int, int]) -> bool:
         return at[0] not in spans(self.cuts)[:, 0]
 
     def block(self, x: np.ndarray, at: tuple[int, int], held: Sample | None, scratch: dict[str, np.ndarray]) -> Sample:
-        return Sample((*(held.stretches if held else ()), x.copy()))
+        return Sample((*(held.stretches if held else ()), x))
 
     def combine(self, a: Sample, b: Sample) -> Sample:
         return Sample(a.stretches + b.stretches)
