@@ -342,8 +342,9 @@ def _reading(X: Matrix, solver: Solver[Any], dtype: np.dtype[Any], at_work: Crew
 
 
 def _multiplying(X: Matrix, at_work: Crew) -> int:
-    """Bytes that BLAS works in: here it has all cores, however few threads have a block."""
-    return _BLAS_BYTES * (_threads(X, at_work) if at_work.client is not None else CPU_COUNT)
+    """Bytes that BLAS works in: here a thread has more than one core for it where others have no block."""
+    threads = _threads(X, at_work)
+    return _BLAS_BYTES * (threads if at_work.client is not None else min(CPU_COUNT, 2 * threads))
 
 
 def _threads(X: Matrix, at_work: Crew) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.crew import at_most
 from pipeline.driver import check_entries, solve
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.federation.record import Record
@@ -126,7 +127,8 @@ class Local:
                 found = solver.result(seen, state)
             else:
                 ready = prepare(seen, settings, "auto", None)
-                found = solve(ready.matrix, ready.solver)
+                with at_most(ready.plan.threads):
+                    found = solve(ready.matrix, ready.solver)
         if scale is not None:
             found = replace(found, weights=X.weights, scale=np.where(found.present, scale, np.nan))
         if own_scale is not None:
