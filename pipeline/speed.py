@@ -21,6 +21,7 @@ __all__ = ["handing_out", "in_words", "multiplying", "observe", "reading"]
 _ASSUMED = {True: 4e9, False: 0.6e9}  # bytes a second and thread: in memory, and from a compressed store
 _SIDE, _TRIES = 320, 4
 _PIECE, _SLOW = 16 << 20, 0.5e9  # bytes; and a second, of memory that is slow
+_PATIENCE = 0.15  # seconds
 _seen: dict[tuple[str, str], float] = {}
 
 
@@ -42,15 +43,16 @@ def handing_out(nbytes: int) -> float:
     """Bytes a second and thread of memory that the system hands out anew, as that is when so many are asked for.
 
     A virtual machine that gives freed memory back to its host may take longer for it than decoding into it does; but
-    the first of it may still be there. Takes 0.3 seconds for a gigabyte, or where it is slow.
+    the first of it may still be there. Takes as long as a gigabyte of that, and no more: 0.2 seconds.
     """
     pieces: list[np.ndarray] = []
-    slowest = np.inf
-    while len(pieces) * _PIECE < nbytes and slowest > _SLOW:
-        started = time.perf_counter()
+    slowest, started = np.inf, time.perf_counter()
+    before = started
+    while len(pieces) * _PIECE < nbytes and slowest > _SLOW and before - started < _PATIENCE:
         pieces.append(np.empty(_PIECE, np.uint8))
         pieces[-1][:: mmap.PAGESIZE] = 1
-        slowest = min(slowest, _PIECE / (time.perf_counter() - started))
+        now = time.perf_counter()
+        slowest, before = min(slowest, _PIECE / (now - before)), now
     return slowest
 
 
