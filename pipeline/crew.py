@@ -18,7 +18,7 @@ from dask.system import CPU_COUNT
 
 from pipeline.allocator import trim
 
-__all__ = ["Crew", "at_most", "crew", "give_back", "locally", "memory_here"]
+__all__ = ["Crew", "at_most", "crew", "give_back", "locally", "memory_here", "workers_of"]
 
 _PATIENCE = 1  # seconds that a fit which has ended waits for workers
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -49,12 +49,26 @@ def crew() -> Crew:
     schedule = (get_scheduler() if named else None) or dask.threaded.get
     client = getattr(schedule, "__self__", None)
     if client is not None and hasattr(client, "scheduler_info"):
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = workers_of(client).values()
         memory = min((w["memory_limit"] for w in workers if w["memory_limit"]), default=None)
         threads = sum(w["nthreads"] for w in workers)
         return Crew(client, max(1, len(workers)), max(1, threads), memory, schedule)
     threads = 1 if schedule is dask.local.get_sync else dask.config.get("num_workers", None) or CPU_COUNT
     return Crew(None, 1, min(threads, _most.get() or threads), None, schedule)
+
+
+def workers_of(client: Any) -> dict[str, Any]:
+    """What the scheduler knows of each worker, by address; of none where it is out of reach.
+
+    What `Client.scheduler_info` gives is overwritten every two seconds by an answer in which there are no workers.
+    """
+    try:
+        known: dict[str, Any] = (
+            client.sync(client.scheduler.identity, n_workers=-1)["workers"] if client.scheduler else {}
+        )
+    except OSError:
+        return {}
+    return known
 
 
 @contextmanager
@@ -82,7 +96,7 @@ def give_back() -> None:
     from distributed import wait
 
     # As tasks: they come to the workers by the same way as the word that something is released, and after it.
-    addresses = at_work.client.scheduler_info(n_workers=-1)["workers"]
+    addresses = workers_of(at_work.client)
     how: dict[str, Any] = {"allow_other_workers": True, "pure": False, "priority": 1}
     trimmed = [at_work.client.submit(trim, workers=[address], **how) for address in addresses]
     with suppress(TimeoutError):

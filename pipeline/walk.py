@@ -25,7 +25,7 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_limits
 
 from pipeline.allocator import memory_is_reused
-from pipeline.crew import Crew, crew, locally
+from pipeline.crew import Crew, crew, locally, workers_of
 from pipeline.errors import PlanError
 from pipeline.fold import Fold, Gathering, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
 from pipeline.folds.implicit import implicit_block, takes_implicit
@@ -295,7 +295,7 @@ class _Walk:
         places: list[dict[str, Any]] = [{"scheduler": at_work.schedule, "num_workers": at_work.threads}]
         runs: dict[int, Delayed] = {}
         if at_work.client is not None:  # the same number to each worker, as each has so much room; another may stand in
-            addresses = at_work.client.scheduler_info(n_workers=-1)["workers"]
+            addresses = workers_of(at_work.client)
             places = [{"workers": [address], "allow_other_workers": True} for address in addresses]
         with _large_graphs():
             for first, where in enumerate(places):

@@ -19,9 +19,11 @@ import scipy.sparse as sp
 import zarr
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster
+from distributed.objects import SchedulerInfo
 
 from pipeline import PCA, open_matrix, plan
 from pipeline.allocator import trim
+from pipeline.crew import crew, workers_of
 from pipeline.folds import RowSample, spans, spread_cuts
 from pipeline.folds.rows import shifted
 from pipeline.keep import Block, Run
@@ -192,6 +194,21 @@ def test_the_plan_knows_the_cluster(client: Client, path: str) -> None:
         there = plan(path, PCA(4))
     limit = min(w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
     assert (there.workers, there.threads, there.memory_limit) == (2, 2, limit)
+
+
+def test_workers_are_known_whatever_the_client_is_told_meanwhile(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every two seconds distributed overwrites what `scheduler_info` is to give, by an answer without workers."""
+
+    async def emptied(self: Client, n_workers: int = 0) -> None:
+        self._scheduler_identity = SchedulerInfo(await self.scheduler.identity(n_workers=0))
+
+    monkeypatch.setattr(Client, "_update_scheduler_info", emptied)
+    assert not client.scheduler_info(n_workers=-1)["workers"]
+    assert len(workers_of(client)) == 2
+    with client.as_current():
+        assert (crew().workers, crew().threads) == (2, 2)
 
 
 def test_kept_blocks_stay_with_their_workers(tmp_path, client) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import dask
 import numpy as np
 
-from pipeline.crew import crew
+from pipeline.crew import crew, workers_of
 from pipeline.errors import InputError
 from pipeline.federation.answers import answer
 from pipeline.federation.privacy import DP, Ledger
@@ -149,7 +149,7 @@ class Site:
         return self._client
 
     def _places(self, client: Any) -> list[str] | None:
-        known = client.scheduler_info(n_workers=-1)["workers"]
+        known = workers_of(client)
         if self.resources is not None:
             fit = [
                 address
@@ -172,7 +172,7 @@ def sites_of(X: Matrix) -> list[Site]:
     at_work = crew()
     if at_work.client is None:
         return [Site(X, name="here")]
-    addresses = sorted(at_work.client.scheduler_info(n_workers=-1)["workers"])
+    addresses = sorted(workers_of(at_work.client))
     if X.n_blocks < len(addresses):
         X = X.cut_to(max(X.nbytes // len(addresses), 1))
     parts = min(len(addresses), X.n_blocks)

@@ -17,6 +17,7 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 from threadpoolctl import threadpool_info
 
+from pipeline.crew import workers_of
 from pipeline.store.probe import probe
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _network(client: Client) -> Finding:
 
 
 def _workers(client: Client, lost: Mapping[str, str]) -> Finding:
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(client)
     if lost:
         address, why = next(iter(lost.items()))
         return Finding("workers", WRONG, f"{len(lost)} of {len(workers)} do not have this package: {address}: {why}")

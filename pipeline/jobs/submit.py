@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from pipeline import __version__
 from pipeline.console import PlainLines
+from pipeline.crew import workers_of
 from pipeline.errors import InputError, PipelineError, PlanError, StoreError
 from pipeline.jobs.record import ENDED, Record, now, records_in, whoever
 from pipeline.jobs.run import check_job, run_job
@@ -307,7 +308,7 @@ def check(text: str) -> tuple[str, str]:
 
 
 def _checked_on_worker(spec: JobSpec, client: Client) -> list[str]:
-    if not client.scheduler_info(n_workers=-1)["workers"]:
+    if not workers_of(client):
         return ["the cluster has no workers yet: the job begins when one comes"]
     asked: Future = client.submit(check, spec.model_dump_json(), pure=False, priority=100)
     try:
