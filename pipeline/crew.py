@@ -62,13 +62,12 @@ def workers_of(client: Any) -> dict[str, Any]:
 
     What `Client.scheduler_info` gives is overwritten every two seconds by an answer in which there are no workers.
     """
+    if client.scheduler is None:
+        return {}
     try:
-        known: dict[str, Any] = (
-            client.sync(client.scheduler.identity, n_workers=-1)["workers"] if client.scheduler else {}
-        )
+        return dict(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
     except OSError:
         return {}
-    return known
 
 
 @contextmanager

@@ -197,12 +197,16 @@ def _why(name: str, X: Matrix) -> str:
 
 @dataclass(frozen=True)
 class _Room:
-    """What there is for a fit: who works, bytes a worker, whether scores will follow, and whether blocks are kept."""
+    """What there is for a fit: who works, bytes a worker, whether scores will follow, and whether blocks are kept.
+
+    Beside the threads that work, so many are `idle`.
+    """
 
     crew: Crew
     limit: int | None
     scores: bool
     keeping: bool
+    idle: int = 0
 
 
 def _room(memory_limit: int | str | None, scores: bool, keeping: bool = True) -> _Room:
@@ -218,7 +222,8 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     while room.crew.client is None and room.crew.threads > 1:
         with suppress(PlanError):
             return _suited(X, solver, room, 1)
-        room = replace(room, crew=replace(room.crew, threads=room.crew.threads // 2))
+        fewer = room.crew.threads // 2
+        room = replace(room, crew=replace(room.crew, threads=fewer), idle=room.idle + room.crew.threads - fewer)
     return _suited(X, solver, room, _AGAIN)
 
 
@@ -295,7 +300,7 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
         open_ended=cost.open_ended,
         sample_bytes=cost.sample_read,
         slow_memory=slow,
-        idle_threads=0 if at_work.client is not None else crew().threads - at_work.threads,
+        idle_threads=room.idle,
     )
     return Prepared(found, cut, solver, kept * held)
 
@@ -308,7 +313,8 @@ def _sampling(X: Matrix, solver: Solver[Any], room: _Room) -> Solver[Any]:
     if room.limit is None or not isinstance(solver, Krylov) or solver.side != ROWS:
         return solver
     dtype = solver.cost(X).dtype or X.block_dtype
-    beside = _threads(X, room.crew) * _reading(X, solver, dtype, room.crew) + _multiplying(X, room.crew)
+    threads = _threads(X, room.crew)
+    beside = threads * _reading(X, solver, dtype, room.crew) + _multiplying(threads, room.crew)
     left = room.limit / _ROUNDED_UP - beside
     if room.crew.client is not None:
         left = min(left, room.limit * _UNSPILLED - _INTERPRETER - beside)
@@ -322,7 +328,7 @@ def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
     reading = _reading(X, solver, dtype, at_work)
     across = max(1, X.shape[1 - X.side])
     slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
-    each, multiplying = cost.summary_bytes + cost.scratch_bytes + slab + reading, _multiplying(X, at_work)
+    each, multiplying = cost.summary_bytes + cost.scratch_bytes + slab + reading, _multiplying(threads, at_work)
     sampling = threads * reading + multiplying + cost.sample_bytes
     at_it = threads * each + multiplying + waiting_nbytes(X, cost.summary_bytes, at_work)
     if at_work.client is not None:
@@ -341,9 +347,8 @@ def _reading(X: Matrix, solver: Solver[Any], dtype: np.dtype[Any], at_work: Crew
     return nbytes
 
 
-def _multiplying(X: Matrix, at_work: Crew) -> int:
+def _multiplying(threads: int, at_work: Crew) -> int:
     """Bytes that BLAS works in: here a thread has more than one core for it where others have no block."""
-    threads = _threads(X, at_work)
     return _BLAS_BYTES * (threads if at_work.client is not None else min(CPU_COUNT, 2 * threads))
 
 

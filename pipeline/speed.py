@@ -43,7 +43,7 @@ def handing_out(nbytes: int) -> float:
     """Bytes a second and thread of memory that the system hands out anew, as that is when so many are asked for.
 
     A virtual machine that gives freed memory back to its host may take longer for it than decoding into it does; but
-    the first of it may still be there. Takes as long as a gigabyte of that, and no more: 0.2 seconds.
+    the first of it may still be there. Takes 0.2 seconds at most.
     """
     pieces: list[np.ndarray] = []
     slowest, started = np.inf, time.perf_counter()

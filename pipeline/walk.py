@@ -77,9 +77,10 @@ def walk(
     if getattr(fold, "unfilled", False):
         matrix = replace(matrix, fill=None)
     at_work = crew()
-    runs = _runs(matrix, implicitly(fold, matrix), summary_bytes, at_work.threads)
     if isinstance(fold, Gathering):
         runs = list(pairwise(range(matrix.n_blocks + 1)))
+    else:
+        runs = _runs(matrix, implicitly(fold, matrix), summary_bytes, at_work.threads)
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         runs = keep.as_before(matrix.side, runs)

@@ -29,6 +29,7 @@ from distributed import Client, LocalCluster, Security
 
 from pipeline import PCA, load
 from pipeline.cli import main
+from pipeline.crew import workers_of
 from pipeline.jobs import doctor, submit
 from pipeline.jobs.clusters import address
 from pipeline.jobs.record import ENDED, Record
@@ -252,7 +253,7 @@ def test_what_a_cancelled_job_begins_later_is_called_off(client: Client) -> None
 
         def run(self) -> None:
             time.sleep(3 * submit._LOOK)
-            self.workers = len(self.client.scheduler_info(n_workers=-1)["workers"])
+            self.workers = len(workers_of(self.client))
             try:
                 self.client.submit(time.sleep, 60, pure=False).result()
             except CancelledError as error:
