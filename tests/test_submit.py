@@ -267,6 +267,7 @@ def test_what_a_cancelled_job_begins_later_is_called_off(client: Client) -> None
         assert time.monotonic() - began < 10
     assert job.workers == 2
     assert isinstance(job.error, CancelledError)
+    submit._call_off(its_own)  # it is closed, as one is that has lost its scheduler
 
 
 def test_what_fails_is_told_in_the_store(job: Callable[..., str], data: np.ndarray) -> None:
