@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,9 +239,8 @@ def _watch(job: _Job, record: Record, number: int) -> str:
 def _call_off(client: Client) -> None:
     """Cancel all that a client waits for now; one that has lost its scheduler and is closed waits for nothing."""
     from distributed import Future
-    from distributed.client import ClosedClientError
 
-    with suppress(ClosedClientError):
+    if client.status != "closed":
         client.cancel([Future(key, client) for key in list(client.futures)], force=True)
 
 
