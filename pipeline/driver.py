@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import speed
 from pipeline.errors import ConvergenceError, InputError, NonfiniteError
 from pipeline.fold import Fold, Tally
-from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowSample, RowScores, Witness, witnessed
+from pipeline.folds import ColumnScores, Content, Defects, RowMeans, RowScores, SampleProduct, Witness, witnessed
 from pipeline.folds.means import Observed
 from pipeline.keep import Keep
 from pipeline.kernels.blocks import doubled
@@ -121,7 +121,6 @@ def solve(
             check_entries(X, fillings=getattr(solver, "fillings", FILLINGS))
             raise InputError(f"{X.name}: {error}") from error
         run = keeper.keep(replace(run, state=solver.step(X, run.state, summary)))
-        del summary  # it is not to be there in the next pass: a sample is large
     found = solver.result(X, run.state)
     seen = [] if run.content is None else [run.content.plain()]
     story = {"solver": solver.name, "reason": reason, "walks": _plain(run.walks), "seen": seen}
@@ -161,12 +160,14 @@ def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.nd
 
 def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
     """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
-    matrix, number = X if fold.side == X.side else X.T, 0 if isinstance(fold, RowSample) else run.passes + 1
+    matrix, number = X if fold.side == X.side else X.T, run.passes + 1
     # Of an operator no entries are known, and of a stream not how many there will be.
     looking = run.content is None and not isinstance(X.source, Operator | Stream)
     cuts = getattr(fold, "cuts", None)  # of a fold that walks some stretches of the rows only
     if cuts is not None:
         matrix = matrix.stretch(cuts)
+        if isinstance(fold, SampleProduct):
+            return _sampled(matrix, fold, run, told)
         looking, told = False, {**told, "keep": None}
     seeing = witnessed(fold, *X.shape, X.seen_dtype, looking=looking)
     if isinstance(X.source, Stream):
@@ -179,6 +180,17 @@ def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) ->
         return summary, run
     assert isinstance(seeing, Witness)
     return summary.summary, replace(run, content=seeing.content(summary))
+
+
+def _sampled(matrix: Matrix, fold: SampleProduct, run: Run, told: dict[str, Any]) -> tuple[Any, Run]:
+    """One walk over a sample of the rows: its summary, and the run, which has one record of all such walks."""
+    summary, tally = walk(matrix, fold, pass_number=0, **told)
+    speed.observe(matrix, tally)
+    *before, last = run.walks or ({},)
+    if last.get("pass") != 0:
+        return summary, replace(run, walks=(*run.walks, {"pass": 0, **asdict(tally)}))
+    both = tally + Tally(**{name: value for name, value in last.items() if name != "pass"})
+    return summary, replace(run, walks=(*before, {"pass": 0, **asdict(both)}))
 
 
 @dataclass(frozen=True)

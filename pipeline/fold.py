@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 __all__ = [
     "Fold",
-    "Gathering",
     "Measuring",
     "Preparing",
     "Skipping",
@@ -83,16 +82,6 @@ class Skipping(Protocol):
     def skips(self, at: tuple[int, int]) -> bool:
         """Whether the block there need not be read."""
         ...
-
-
-@runtime_checkable
-class Gathering(Protocol):
-    """A fold whose summaries are parts of the data: they come together only where they are asked for.
-
-    Each of its blocks is a task of its own, in memory that it may keep.
-    """
-
-    gathers: ClassVar[bool]
 
 
 @runtime_checkable

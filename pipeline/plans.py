@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import psutil
-from dask.system import CPU_COUNT
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 
 from pipeline import speed
-from pipeline.crew import Crew, crew, locally, memory_here
-from pipeline.errors import InputError, PlanError
+from pipeline.crew import Crew, locally
+from pipeline.errors import PlanError
+from pipeline.folds import spans
 from pipeline.keep import Keep
-from pipeline.kernels.blocks import doubled, slab_rows
 from pipeline.matrix import Matrix, open_matrix
+from pipeline.room import Room
 from pipeline.solvers import SOLVERS, Settings, Solver, candidates
 from pipeline.solvers.em import EM
 from pipeline.solvers.iteration import Iteration
@@ -25,18 +24,13 @@ from pipeline.solvers.krylov import Krylov
 from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS
 from pipeline.sources.stream import Stream
-from pipeline.walk import bytes_beside, waiting_nbytes
+from pipeline.walk import bytes_beside
 
 __all__ = ["Plan", "Prepared", "plan", "prepare", "prepare_solver"]
 
 _SPARSE_FLOPS = 1e9  # of a thread, whatever the machine's dense rate is
-_BLAS_BYTES = 32 << 20  # that OpenBLAS works in, a thread of its own
-_ROUNDED_UP, _KEPT_UP = 1.25, 1.1  # memory comes in arenas, in pieces that do not fit together; kept blocks are large
-_SENT = 5  # times that a block from this process's memory is with a worker: as it came and as an array, also the next
+_KEPT_UP = 1.1  # memory comes in arenas, in pieces that do not fit together
 _LARGE, _TRIED = 1 << 30, 4  # bytes that may take seconds to be handed out; the part of them that is tried
-_WORTH_KEEPING = 4 << 20  # bytes of the data from which on keeping blocks costs less than reading them again
-# Parts of free memory, of what is spare in it, and of a worker's limit that are filled; the interpreter of a worker.
-_OF_FREE, _OF_SPARE, _UNSPILLED, _INTERPRETER = 0.5, 0.8, 0.55, 300 << 20
 _AGAIN = 16  # times that a chunk may be decoded in a pass: a fit that takes more would not end
 # An exact solver may take so much longer than a randomized one; more where the spectrum says how many components it is,
 # as that one would have to find all of them, and as many passes are foretold as for a few.
@@ -66,7 +60,7 @@ class Plan:
     sample_bytes: int = 0
     """Of `bytes_read`: those of a sample of the rows, which the passes begin with."""
     slow_memory: bool = False
-    """Whether blocks are not kept for the reason that reading them again takes less time than new memory does."""
+    """Whether no more blocks are kept for the reason that reading them again takes less time than new memory does."""
     idle_threads: int = 0
     """Threads of this process that have no block, as memory does not suffice for that."""
 
@@ -78,11 +72,11 @@ class Plan:
         # Passes that meet a tol may be fewer than those of a solver without, or more.
         near = "about " if self.tol is not None else "at least " if self.open_ended else ""
         limit = f" of {format_bytes(self.memory_limit)}" if self.memory_limit else ""
-        kept = f"{self.blocks_kept} kept between passes" + ", as new memory is slower than reading" * self.slow_memory
+        kept = f"{self.blocks_kept} kept between passes" + ", no more as new memory is slow" * self.slow_memory
         lines = {
             "solver": f"{self.solver}: {self.why}",
             "passes": f"{near}{self.passes}"
-            + (f", from a sample of {format_bytes(self.sample_bytes)}" if self.sample_bytes else "")
+            + (f", after {format_bytes(self.sample_bytes)} of a sample" if self.sample_bytes else "")
             + (f", until the angle is certified to {self.tol:g}" if self.tol else ""),
             "bytes read": f"{near}{format_bytes(self.bytes_read)}",
             "from": self.reader,
@@ -149,7 +143,7 @@ def prepare(
     With `scores` one walk more, over what is kept, will follow those of the solver; without `keeping` nothing is.
     """
     settings.rank.most(*X.shape)
-    room = _room(memory_limit, scores, keeping)
+    room = Room.given(memory_limit, scores, keeping)
     names = candidates(X, settings, solver)
     fits, refused = [], []
     for name in names:
@@ -180,7 +174,7 @@ def prepare_solver(
     X: Matrix, solver: Solver[Any], memory_limit: int | str | None, why: str, scores: bool = False
 ) -> Prepared:
     """The height of the blocks for a solver that is chosen already; raises as `plan` does."""
-    found = _best_fit(X, solver, _room(memory_limit, scores))
+    found = _best_fit(X, solver, Room.given(memory_limit, scores))
     return replace(found, plan=replace(found.plan, why=why))
 
 
@@ -195,26 +189,7 @@ def _why(name: str, X: Matrix) -> str:
     }[name]
 
 
-@dataclass(frozen=True)
-class _Room:
-    """What there is for a fit: who works, bytes a worker, whether scores will follow, and whether blocks are kept.
-
-    Beside the threads that work, so many are `idle`.
-    """
-
-    crew: Crew
-    limit: int | None
-    scores: bool
-    keeping: bool
-    idle: int = 0
-
-
-def _room(memory_limit: int | str | None, scores: bool, keeping: bool = True) -> _Room:
-    at_work = crew()
-    return _Room(at_work, _limit(memory_limit, at_work), scores, keeping)
-
-
-def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
+def _best_fit(X: Matrix, solver: Solver[Any], room: Room) -> Prepared:
     """`_suited` with all threads, or with as many as there is room for, before chunks are decoded again and again.
 
     The threads of a cluster are as they are.
@@ -222,12 +197,11 @@ def _best_fit(X: Matrix, solver: Solver[Any], room: _Room) -> Prepared:
     while room.crew.client is None and room.crew.threads > 1:
         with suppress(PlanError):
             return _suited(X, solver, room, 1)
-        fewer = room.crew.threads // 2
-        room = replace(room, crew=replace(room.crew, threads=fewer), idle=room.idle + room.crew.threads - fewer)
+        room = room.with_fewer_threads()
     return _suited(X, solver, room, _AGAIN)
 
 
-def _suited(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
+def _suited(X: Matrix, solver: Solver[Any], room: Room, again: int) -> Prepared:
     """`_fit`, with narrow blocks where a solver can have them and passes after the first read nothing.
 
     Where there is no room for wide ones it does without.
@@ -245,14 +219,34 @@ def _suited(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared
         raise
 
 
-def _fit(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
+@dataclass(frozen=True)
+class _Sample:
+    """What a start is found from: bytes that are read for a walk over it, and `held` while it is kept; the walks."""
+
+    nbytes: int = 0
+    held: int = 0
+    walks: int = 0
+
+    @classmethod
+    def of(cls, X: Matrix, cost: Cost, dtype: np.dtype[Any]) -> _Sample:
+        if cost.sample is None:
+            return cls()
+        taken = spans(cost.sample)
+        read = sum(X.source.touched(X.side, span) for span in taken)
+        return cls(read, sum(X.stretch(span).kept_nbytes(dtype) for span in taken), cost.sample_walks)
+
+    def read(self, keep: int) -> int:
+        """Bytes of all walks, where so many are kept."""
+        return self.nbytes * (1 if self.held <= keep else self.walks)
+
+
+def _fit(X: Matrix, solver: Solver[Any], room: Room, again: int) -> Prepared:
     side, at_work, limit = solver.cost(X).side, room.crew, room.limit
     peaks: list[int] = []
     for matrix in _cuttings(X if side == ROWS else X.T, again):
         cut = matrix if side == ROWS else matrix.T  # as the solver gets it: how it begins may depend on the blocks
-        solver = _sampling(matrix, solver, room)
         cost = solver.cost(cut).entries_of(X)
-        peak = _peak(matrix, solver, cost, at_work)
+        peak = room.peak(matrix, solver, cost)
         if limit is None or peak <= limit:
             break
         peaks.append(peak)
@@ -267,25 +261,28 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
     further = cost.passes - 1 + room.scores  # passes that can do with what is kept
     dtype = cost.dtype or X.block_dtype
     worth, held = room.keeping and further > 0, matrix.kept_nbytes(dtype)
-    kept = min(_spare(X, at_work, limit, peak) // held, matrix.n_blocks) if worth else 0
+    kept = min(room.spare(X, peak) // held, matrix.n_blocks) if worth else 0
     new = _new_memory(X, kept * held)
     known = solver.settings.tol is None and not cost.open_ended  # how many passes there will be
     slow = known and 1 / new > further / speed.reading(X)[0]
-    kept *= not slow
+    sample = _Sample.of(matrix, cost, dtype)
+    if slow:  # but for a sample, which is walked several times
+        kept = min(kept, -(-sample.held // held))
     if X.source.implicit and kept < matrix.n_blocks:  # a chunk holds entries of many blocks: all are kept, or none
         kept = 0
     peak += int(_KEPT_UP * -(-kept // at_work.workers) * held)
     if kept == matrix.n_blocks and not X.source.implicit:  # they are read into what is kept, and no other block is
-        peak -= int(_threads(matrix, at_work) * matrix.block_nbytes(dtype))
+        peak -= int(room.threads(matrix) * matrix.block_nbytes(dtype))
     whole = beside = matrix.bytes_a_pass
     if kept:
         beside = bytes_beside(matrix, Keep(kept * held), dtype, cost.summary_bytes, at_work.threads)
-    seconds = _seconds(matrix, solver, cost, at_work, kept) + kept * held / new / at_work.threads
+    sampled = sample.read(kept * held)
+    seconds = _seconds(matrix, solver, cost, at_work, kept, sampled) + kept * held / new / at_work.threads
     found = Plan(
         solver=solver.name,
         why="",
         passes=passes,
-        bytes_read=cost.sample_read + (passes - cost.passes + 1) * whole + (cost.passes - 1) * beside,
+        bytes_read=sampled + (passes - cost.passes + 1) * whole + (cost.passes - 1) * beside,
         peak_memory=peak,
         blocks_kept=kept,
         seconds=seconds,
@@ -298,76 +295,11 @@ def _fit(X: Matrix, solver: Solver[Any], room: _Room, again: int) -> Prepared:
         threads=at_work.threads,
         tol=solver.settings.tol,
         open_ended=cost.open_ended,
-        sample_bytes=cost.sample_read,
+        sample_bytes=sampled,
         slow_memory=slow,
         idle_threads=room.idle,
     )
     return Prepared(found, cut, solver, kept * held)
-
-
-def _sampling(X: Matrix, solver: Solver[Any], room: _Room) -> Solver[Any]:
-    """The same with samples that fit beside the blocks which are read for them.
-
-    On a cluster one comes together where the fit is, which may be in a worker, as a job that was submitted is.
-    """
-    if room.limit is None or not isinstance(solver, Krylov) or solver.side != ROWS:
-        return solver
-    dtype = solver.cost(X).dtype or X.block_dtype
-    threads = _threads(X, room.crew)
-    beside = threads * _reading(X, solver, dtype, room.crew) + _multiplying(threads, room.crew)
-    left = room.limit / _ROUNDED_UP - beside
-    if room.crew.client is not None:
-        left = min(left, room.limit * _UNSPILLED - _INTERPRETER - beside)
-    return solver.sampling(max(int(left), 0))
-
-
-def _peak(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew) -> int:
-    """Bytes that a worker holds at most: its threads at work, or the driver in it between two passes."""
-    threads, settings = _threads(X, at_work), solver.settings
-    dtype = (cost.dtype or X.block_dtype) if settings.tol is None else doubled(X.dtype)  # if rounding is in the way
-    reading = _reading(X, solver, dtype, at_work)
-    across = max(1, X.shape[1 - X.side])
-    slab = 2 * 8 * slab_rows(across) * across  # a part of a block, in float64
-    each, multiplying = cost.summary_bytes + cost.scratch_bytes + slab + reading, _multiplying(threads, at_work)
-    sampling = threads * reading + multiplying + cost.sample_bytes
-    at_it = threads * each + multiplying + waiting_nbytes(X, cost.summary_bytes, at_work)
-    if at_work.client is not None:
-        return int(_ROUNDED_UP * max(at_it + cost.summary_bytes, sampling))
-    return int(_ROUNDED_UP * max(at_it + cost.state_bytes, cost.client_bytes + cost.summary_bytes, sampling))
-
-
-def _reading(X: Matrix, solver: Solver[Any], dtype: np.dtype[Any], at_work: Crew) -> int:
-    """Bytes of a block that is being read, and of what it is read from."""
-    walks = [X] if solver.settings.missing == "error" or X.side == ROWS else [X, X.T]  # the means are those of rows
-    nbytes = max(w.block_nbytes(dtype) + w.source.beside(w.side, w.cuts, dtype) for w in walks)
-    if dtype.kind == "c":  # products take the conjugate of a block
-        nbytes += X.block_nbytes(dtype)
-    if at_work.client is not None and X.source.held:
-        nbytes += _SENT * X.block_nbytes(X.dtype)
-    return nbytes
-
-
-def _multiplying(threads: int, at_work: Crew) -> int:
-    """Bytes that BLAS works in: here a thread has more than one core for it where others have no block."""
-    return _BLAS_BYTES * (threads if at_work.client is not None else min(CPU_COUNT, 2 * threads))
-
-
-def _threads(X: Matrix, at_work: Crew) -> int:
-    """How many threads of a worker have a block at a time."""
-    return min(at_work.threads_each, -(-X.n_blocks // at_work.workers))
-
-
-def _spare(X: Matrix, at_work: Crew, limit: int | None, peak: float) -> int:
-    """Bytes that all workers together can keep decoded beside their work."""
-    small = X.bytes_a_pass < _WORTH_KEEPING
-    # What is in memory needs no keeping, but for sparse entries, which are multiplied in double precision.
-    there = X.source.held and not (X.source.implicit and locally())
-    if there or small or (at_work.client is None and not locally()):
-        return 0
-    if at_work.client is not None:  # Dask writes to disk what lies above: nothing of ours is to get there
-        return at_work.workers * int(max((limit or 0) * _UNSPILLED - _INTERPRETER - peak, 0))
-    free = int(psutil.virtual_memory().available * _OF_FREE)
-    return int(max((min(free, limit or free) - peak) * _OF_SPARE, 0))
 
 
 def _cuttings(X: Matrix, again: int) -> Iterator[Matrix]:
@@ -397,11 +329,14 @@ def _new_memory(X: Matrix, nbytes: int) -> float:
     return speed.handing_out(min(nbytes // _TRIED, _LARGE)) if asked else np.inf
 
 
-def _seconds(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew, kept: int) -> float:
+def _seconds(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew, kept: int, sample: int) -> float:
     if isinstance(X.source, Stream):
         return 0.0  # its length is not known
     reads = 1 + (cost.passes - 1) * (1 - kept / X.n_blocks)
-    reading, complex_ = reads * X.bytes_a_pass / speed.reading(X)[0], X.work_dtype.kind == "c"
+    reading, complex_ = (reads * X.bytes_a_pass + sample) / speed.reading(X)[0], X.work_dtype.kind == "c"
+    walks = float(cost.passes)
+    if cost.sample is not None:
+        walks += cost.sample_walks * float(np.diff(spans(cost.sample)).sum()) / X.shape[0]
     if X.source.implicit:
         computing = cost.flops * X.density / _SPARSE_FLOPS
     else:  # a complex multiplication is four
@@ -410,16 +345,4 @@ def _seconds(X: Matrix, solver: Solver[Any], cost: Cost, at_work: Crew, kept: in
     short = cost.summary_bytes / 8
     square = cost.passes < 3 and not isinstance(solver, Iteration)
     finishing = 3 * short**1.5 / speed.multiplying(8) if square else 0.0  # eigenvectors of the square matrix
-    return (reading + cost.passes * computing) / at_work.threads + finishing + 0.01
-
-
-def _limit(memory_limit: int | str | None, at_work: Crew) -> int | None:
-    if memory_limit is None:
-        return memory_here() if at_work.client is None else at_work.memory
-    try:
-        limit = parse_bytes(memory_limit)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"memory_limit={memory_limit!r}: give bytes, or a size such as '2GB'") from error
-    if limit <= 0:
-        raise InputError(f"memory_limit={memory_limit!r} must be positive")
-    return int(limit)
+    return (reading + walks * computing) / at_work.threads + finishing + 0.01

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.allocator import memory_is_reused
 from pipeline.crew import Crew, crew, locally, workers_of
 from pipeline.errors import PlanError
-from pipeline.fold import Fold, Gathering, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
+from pipeline.fold import Fold, Preparing, Skipping, Tally, joined, ready, unmeasured, unskipped
 from pipeline.folds.implicit import implicit_block, takes_implicit
 from pipeline.keep import Block, Keep, Run
 from pipeline.matrix import Matrix
@@ -77,26 +77,20 @@ def walk(
     if getattr(fold, "unfilled", False):
         matrix = replace(matrix, fill=None)
     at_work = crew()
-    if isinstance(fold, Gathering):
-        runs = list(pairwise(range(matrix.n_blocks + 1)))
-    else:
-        runs = _runs(matrix, implicitly(fold, matrix), summary_bytes, at_work.threads)
+    runs = _runs(matrix, implicitly(fold, matrix), summary_bytes, at_work.threads)
     lengths = [0] * len(runs)
     if keep is not None and isinstance(fold, Preparing):
         runs = keep.as_before(matrix.side, runs)
-        lengths = keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
+        lengths = _kept_lengths(matrix, fold, keep, runs)
     walked = _Walk(matrix, fold, runs, lengths, fan_in(summary_bytes), uuid.uuid4().hex)
     length = int(matrix.cuts[-1] - matrix.cuts[0])
-    heard = counted(pass_number, passes, matrix.n_blocks, matrix.bytes_a_pass, length)
+    heard = counted(pass_number, passes, matrix.n_blocks, bytes_walked(matrix, fold), length)
     started = time.perf_counter()
     if at_work.client is not None:
         with told_by_workers(at_work.client, walked.token, heard):
             kept, fresh = walked.kept(keep)
             whole, each = walked.job(kept, fresh)
-            if isinstance(fold, Gathering):
-                summary, tally = merge(fold, _gathered(at_work.client, each))
-            else:
-                summary, tally = _on_cluster(at_work.client, whole, each)
+            summary, tally = _on_cluster(at_work.client, whole, each)
     else:
         limit = max(1, CPU_COUNT // min(at_work.threads, len(runs)))
         with threadpool_limits(limit), told_by_tasks(walked.sizes, heard):
@@ -160,11 +154,13 @@ def _blocks(
         return
     across = matrix.shape[1 - matrix.side]
     stretches = unskipped(fold, cuts)
-    longest = max((b - a for a, b in stretches), default=0) if reuse else int(cuts[-1] - cuts[0])
-    buffer = np.empty(longest * across, fold.dtype)  # in one piece, for which the system has the largest pages
-    for a, b in stretches:
-        started, first_entry = time.perf_counter(), 0 if reuse else (a - int(cuts[0])) * across
-        flat = buffer[first_entry : first_entry + (b - a) * across]
+    lengths = [b - a for a, b in stretches]
+    buffer = np.empty((max(lengths, default=0) if reuse else sum(lengths)) * across, fold.dtype)
+    end = 0  # all of them in one piece, for which the system has the largest pages
+    for (a, b), length in zip(stretches, lengths, strict=True):
+        started, start = time.perf_counter(), 0 if reuse else end
+        end = start + length * across
+        flat = buffer[start:end]
         x = matrix.read_range(a, b, flat.reshape((b - a, across) if matrix.side == 0 else (across, b - a)))
         x = ready(fold, x, (a, b), first)
         first = x if first is None else first
@@ -190,6 +186,14 @@ def bytes_walked(matrix: Matrix, fold: Fold[Any]) -> int:
     if not isinstance(fold, Skipping):
         return matrix.bytes_a_pass
     return sum(matrix.source.touched(matrix.side, np.array(at)) for at in unskipped(fold, matrix.cuts))
+
+
+def _kept_lengths(matrix: Matrix, fold: Fold[Any], keep: Keep, runs: list[tuple[int, int]]) -> list[int]:
+    """How many blocks of each run are kept; of a few that are taken of many, all or none."""
+    if not isinstance(fold, Skipping):
+        return keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
+    held = sum(matrix.stretch(np.array(at)).kept_nbytes(fold.dtype) for at in unskipped(fold, matrix.cuts))
+    return [b - a if held <= keep.nbytes else 0 for a, b in runs]
 
 
 def bytes_beside(matrix: Matrix, keep: Keep, dtype: np.dtype[Any], summary_bytes: int, threads: int) -> int:
@@ -321,8 +325,7 @@ class _Walk:
             layer |= {key: (merge, "context-" + self.token, group) for key, group in zip(level, groups, strict=True)}
             depth += 1
         graph = self._collected("walk-" + self.token, layer, *kept.values())
-        only = self.ships and not isinstance(self.fold, Gathering)
-        keys = [level[0]] if only else [level[0], *((name, i) for i in range(len(self.runs)))]
+        keys = [level[0]] if self.ships else [level[0], *((name, i) for i in range(len(self.runs)))]
         whole, *each = (Delayed(key, graph, layer="walk-" + self.token) for key in keys)
         return whole, each
 
@@ -354,44 +357,13 @@ def _on_cluster(client: Any, job: Delayed, runs: list[Delayed]) -> Any:
 
     They are few: `runs_each` of a thread.
     """
-    with _large_graphs():
-        future, *held = client.compute([job, *runs], optimize_graph=False)
-    try:
-        with _losses_told():
-            return future.result()
-    finally:
-        future.cancel()
-        for run in held:
-            run.release()
-
-
-def _gathered(client: Any, runs: list[Delayed]) -> list[Any]:
-    """The results of runs, each of which leaves its worker as soon as it is there."""
-    from distributed import as_completed
-
-    with _large_graphs():
-        futures = client.compute(runs, optimize_graph=False)
-    results: dict[Any, Any] = {}
-    try:
-        with _losses_told():
-            for future, result in as_completed(futures, with_results=True):
-                if isinstance(result, CancelledError):
-                    raise result
-                results[future.key] = result
-                future.release()
-    finally:
-        client.cancel(futures)
-    return [results[future.key] for future in futures]
-
-
-@contextmanager
-def _losses_told() -> Iterator[None]:
-    """In our words, with the way out."""
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
 
+    with _large_graphs():
+        future, *held = client.compute([job, *runs], optimize_graph=False)
     try:
-        yield
+        return future.result()
     except (CancelledError, CommClosedError) as error:
         raise PlanError(
             "the scheduler was lost: run the same again on another one; with a checkpoint it goes on from there"
@@ -401,3 +373,7 @@ def _losses_told() -> Iterator[None]:
             f"the work was given up after {error.allowed_failures + 1} workers were lost at it: look at their memory; "
             "with a checkpoint the same run goes on from there"
         ) from error
+    finally:
+        future.cancel()
+        for run in held:
+            run.release()

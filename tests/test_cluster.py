@@ -24,12 +24,12 @@ from distributed.objects import SchedulerInfo
 from pipeline import PCA, open_matrix, plan
 from pipeline.allocator import trim
 from pipeline.crew import crew, workers_of
-from pipeline.folds import RowSample, spans, spread_cuts
+from pipeline.folds import RowProduct, SampleProduct, spans, spread_cuts
 from pipeline.folds.rows import shifted
-from pipeline.keep import Block, Run
+from pipeline.keep import Block, Keep, Run
 from pipeline.kernels.sparse import SparseBlock
 from pipeline.progress import Progress, listening
-from pipeline.walk import walk
+from pipeline.walk import bytes_walked, walk
 
 SHAPE = (3_000, 80)
 
@@ -101,22 +101,19 @@ def test_a_sample_is_taken_by_workers_too(client: Client, path: str, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["numpy", "zarr", "dask"])
-def test_a_sample_comes_together_in_no_worker(client: Client, data: np.ndarray, path: str, kind: str) -> None:
+def test_a_product_over_a_sample_is_that_of_its_rows(client: Client, data: np.ndarray, path: str, kind: str) -> None:
     source = {"numpy": data, "zarr": path, "dask": da.from_array(data, chunks=(170, 33))}[kind]
     X = open_matrix(source).cut_to(100 * 640)
-    cuts = spread_cuts(X.cuts, 5, 250)
-
-    def merged(dask_scheduler: Any) -> set[str]:
-        return {str(key) for key, *_ in dask_scheduler.transition_log if "merge-" in str(key)}
-
-    before = client.run_on_scheduler(merged)
+    cuts, lens = spread_cuts(X.cuts, 5, 50), np.random.default_rng(0).standard_normal((data.shape[1], 3))
+    fold = SampleProduct.of(RowProduct(np.dtype(np.float64), lens, False, None), cuts)
+    rows = np.concatenate([data[start:stop] for start, stop in spans(cuts)])
+    rows = rows - rows.mean(axis=0)
     with client.as_current():
-        sample, tally = walk(X.stretch(cuts), RowSample(np.dtype(np.float64), cuts))
-    assert client.run_on_scheduler(merged) <= before
-    assert len(sample.stretches) == tally.blocks == 5
-    for (start, stop), rows in zip(spans(cuts), sample.stretches, strict=True):
-        np.testing.assert_array_equal(rows, data[start:stop])
-        assert rows.flags.writeable
+        kept = Keep(5 * 50 * data.shape[1] * 8)
+        for nbytes in (bytes_walked(X.stretch(cuts), fold), 0):
+            found, tally = walk(X.stretch(cuts), fold, keep=kept)
+            assert (tally.blocks, tally.nbytes) == (5, nbytes)
+            np.testing.assert_allclose(found.centred(lens).product, (rows.T @ (rows @ lens)).T, atol=1e-9)
 
 
 def test_workers_tell_how_far_they_are(client: Client, path: str) -> None:

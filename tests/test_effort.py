@@ -175,11 +175,11 @@ class TestSample:
         check_certificate(sampled, truth)
         walks = sampled.provenance["walks"]
         assert [walk["pass"] for walk in walks] == [0, 1, 2]
-        assert walks[0]["bytes"] == 5 * block * 600 * 8
+        assert walks[0]["bytes"] == krylov._WALKS * 5 * block * 600 * 8
         ready = plan(open_matrix(x).cut_at(block), PCA(40, solver="krylov"))
         assert ready.bytes_read == sum(walk["bytes"] for walk in walks)
         assert ready.sample_bytes == walks[0]["bytes"]
-        assert "2, from a sample of 1.37 MiB" in str(ready)
+        assert "2, after 6.87 MiB of a sample" in str(ready)
 
     @pytest.mark.parametrize("k", [10, 40])
     def test_the_plan_is_of_blocks_as_low_as_memory_asks_for(self, k: int) -> None:
@@ -198,8 +198,9 @@ class TestSample:
     def test_a_start_that_is_no_good_costs_a_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = noisy(2400, 1200) + 0.01 * np.random.default_rng(1).standard_normal((2400, 1200))
         assert self.solved(x).passes == 3
+        rng = np.random.default_rng(2)
         monkeypatch.setattr(
-            krylov, "leading", lambda parts, l, rng: orthonormal(rng.standard_normal((parts[0].shape[1], l)))
+            krylov, "leading", lambda known, images, l: orthonormal(rng.standard_normal((len(images[0]), l)))
         )
         found = self.solved(x)
         assert found.passes == 4
@@ -289,28 +290,29 @@ class TestSample:
         with pytest.raises(InputError, match="row 301, feature 9"):
             self.solved(x)
 
-    def test_a_checkpoint_goes_on_after_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("last", [2, krylov._WALKS, krylov._WALKS + 1])
+    def test_a_checkpoint_goes_on_in_it_and_after_it(
+        self, last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         x = noisy(2400, 300)
         whole = self.solved(x, checkpoint=str(tmp_path / "whole"))
         step, steps = Krylov.step, []
 
         def dies(self: Krylov, *args: Any) -> Any:
             steps.append(1)
-            if len(steps) == 2:
+            if len(steps) == last:
                 raise KeyboardInterrupt
             return step(self, *args)
 
         monkeypatch.setattr(Krylov, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             self.solved(x, checkpoint=str(tmp_path / "broken"))
-        monkeypatch.setattr(Krylov, "step", step)
-        monkeypatch.setattr(krylov, "_SAMPLE_BYTES", 4 * 60 * 300 * 8)  # with less memory
         again = self.solved(x, checkpoint=str(tmp_path / "broken"))
+        assert len(steps) == krylov._WALKS + 2 + 1
         np.testing.assert_array_equal(again.components, whole.components)
         walks = again.provenance["walks"]
         assert [walk["pass"] for walk in walks] == [0, 1, 2]
-        assert walks[0]["bytes"] == 5 * 60 * 300 * 8
-        assert self.solved(x).provenance["walks"][0]["bytes"] == 4 * 60 * 300 * 8
+        assert walks[0]["bytes"] == krylov._WALKS * 5 * 60 * 300 * 8
 
     @settings(max_examples=40, deadline=None)
     @given(

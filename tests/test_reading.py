@@ -8,15 +8,18 @@ import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 from zarr.storage import MemoryStore, WrapperStore
 
 from pipeline import PCA, open_matrix, plan, walk
-from pipeline.errors import PlanError
+from pipeline.errors import PlanError, StoreError
 from pipeline.sources.grid import Grid
 
 
@@ -301,3 +304,90 @@ def test_small_integers_in_single_precision_are_as_in_double(tmp_path, monkeypat
     np.testing.assert_allclose(scores, model.transform(z), atol=1e-3)
     assert model.subspace_.provenance["seen"] == fine.subspace_.provenance["seen"]
     assert PCA(3, tol=1e-9, **asked).fit(z).subspace_.angle_bound < 1e-9  # rounding is in the way: in double, then
+
+
+PLAIN = {
+    "zstd": ZstdCodec(level=1),
+    "zstd with checksums": ZstdCodec(checksum=True),
+    "lz4": BloscCodec(cname="lz4", shuffle="shuffle"),
+    "blosc-zstd": BloscCodec(cname="zstd", shuffle="bitshuffle"),
+    "as they are": None,
+}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks as small as these are worth it."""
+    monkeypatch.setattr("pipeline.sources.plain._WORTH", 1)
+
+
+def in_files(folder: Path, x: np.ndarray, chunks: tuple[int, ...], codec: Any = None, **how: Any) -> str:
+    array = zarr.create_array(
+        folder / "x", shape=x.shape, chunks=chunks, dtype=x.dtype, compressors=codec, filters=None, **how
+    )
+    array[...] = x
+    return str(folder / "x")
+
+
+def as_read(path: str) -> np.ndarray:
+    """The whole matrix, each block into a buffer of the stored dtype."""
+    X = open_matrix(path)
+    return np.concatenate(
+        [X.read(i, np.empty((b - a, X.shape[1]), X.dtype)) for i in range(X.n_blocks) for a, b in [X.bounds(i)]]
+    )
+
+
+@pytest.mark.usefixtures("small_chunks")
+class TestPlainChunks:
+    @pytest.mark.parametrize("codec", PLAIN.values(), ids=list(PLAIN))
+    @pytest.mark.parametrize("dtype", ["f4", "f8", "i1", "i4", "c8"])
+    @pytest.mark.parametrize(
+        ("shape", "chunks"), [((600, 70), (50, 70)), ((600, 5, 14), (1, 5, 14)), ((60, 10, 70), (1, 2, 70))], ids=str
+    )
+    def test_they_are_decompressed_where_they_are_to_be(
+        self, shape: Any, chunks: Any, dtype: str, codec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x = (100 * np.random.default_rng(0).standard_normal(shape)).astype(dtype)
+        path = in_files(tmp_path, x, chunks, codec)
+        assert "decompressed in place" in open_matrix(path).source.layout
+        monkeypatch.setattr(zarr.Array, "get_basic_selection", None)  # nobody asks Zarr
+        np.testing.assert_array_equal(as_read(path), x.reshape(len(x), -1))
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {"chunks": (50, 35)},
+            {"chunks": (50, 80)},
+            {"chunks": (50, 70), "codec": GzipCodec()},
+            {"chunks": (50, 70), "shards": (100, 70)},
+            {"chunks": (50, 70), "serializer": BytesCodec(endian="big")},
+            {"chunks": (50, 70), "zarr_format": 2},
+            {"chunks": (50, 70), "order": "F", "zarr_format": 2},
+        ],
+        ids=str,
+    )
+    def test_others_are_left_to_zarr(self, how: dict[str, Any], tmp_path: Path) -> None:
+        x = np.random.default_rng(0).standard_normal((600, 70)).astype("f4")
+        path = in_files(tmp_path, x, **how)
+        assert "in place" not in open_matrix(path).source.layout
+        np.testing.assert_array_equal(as_read(path), x)
+
+    @pytest.mark.parametrize("codec", PLAIN.values(), ids=list(PLAIN))
+    def test_the_last_chunk_and_chunks_that_are_not_there(self, codec: Any, tmp_path: Path) -> None:
+        x = np.random.default_rng(0).standard_normal((620, 70)).astype("f4")
+        path = in_files(tmp_path, x, (50, 70), codec, fill_value=7)
+        (Path(path) / "c" / "3" / "0").unlink()
+        x[150:200] = 7
+        np.testing.assert_array_equal(as_read(path), x)
+
+    @pytest.mark.parametrize("codec", PLAIN.values(), ids=list(PLAIN))
+    def test_damaged_ones_are_named(self, codec: Any, tmp_path: Path) -> None:
+        x = np.random.default_rng(0).standard_normal((600, 70)).astype("f4")
+        path = in_files(tmp_path, x, (50, 70), codec)
+        short = in_files(tmp_path / "short", x[:40], (40, 70), codec)
+        chunk = Path(path) / "c" / "3" / "0"
+        whole = chunk.read_bytes()
+        for bad in (whole[: len(whole) // 2], whole[:3], b"", (Path(short) / "c" / "0" / "0").read_bytes()):
+            chunk.write_bytes(bad)
+            with pytest.raises(StoreError, match=r"rows 0 to 600 .* cannot be read"):
+                as_read(path)

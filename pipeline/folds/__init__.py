@@ -7,7 +7,7 @@ from pipeline.folds.digest import Digest, RowDigest
 from pipeline.folds.means import RowMeans
 from pipeline.folds.moments import Moments, RowMoments
 from pipeline.folds.products import Products, RowProduct
-from pipeline.folds.sample import RowSample, Sample, spans, spread_cuts
+from pipeline.folds.sample import SampleProduct, spans, spread_cuts
 from pipeline.folds.scores import ColumnScores, RowScores
 from pipeline.folds.witness import Content, Witness, witnessed
 
@@ -25,9 +25,8 @@ __all__ = [
     "RowMeans",
     "RowMoments",
     "RowProduct",
-    "RowSample",
     "RowScores",
-    "Sample",
+    "SampleProduct",
     "Standard",
     "Witness",
     "spans",

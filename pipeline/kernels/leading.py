@@ -1,4 +1,4 @@
-"""Leading directions of a small matrix, soon found and roughly: what an iteration over a large one begins with."""
+"""Leading directions out of products that are at hand, without a certificate: what an iteration begins with."""
 
 from __future__ import annotations
 
@@ -6,62 +6,52 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.kernels.blocks import doubled, product_in_float64
-from pipeline.kernels.linalg import eigh_descending, orthonormal, orthonormal_beside
+from pipeline.kernels.blocks import doubled
+from pipeline.kernels.linalg import eigh_descending, orthonormal
 
 __all__ = ["leading"]
 
-_POWERS = 5
+_FAINT = 1e-6  # of the largest value: what single precision leaves of it is noise
 
 
-def leading(parts: Sequence[np.ndarray], l: int, rng: np.random.Generator) -> np.ndarray:
-    """Orthonormal columns that about span the leading right singular vectors, by block Krylov iteration from the left.
+def leading(known: Sequence[np.ndarray], images: Sequence[np.ndarray], l: int) -> np.ndarray:
+    """Orthonormal columns (m, l) that span the leading eigenvectors of W (K^H W)^-1 W^H, Nystrom's approximation of C.
 
-    With K a basis of [R, C R, …, C^4 R], C = X X^H and R random, they are X^H K turned by its right singular vectors:
-    of the left side, which is short, all is orthogonalised, and the right side is as good as half a power more.
+    They are the left singular vectors of W (K^H W)^-1/2, which come from the small matrices K^H W and W^H W: nothing is
+    made that is as large as K.
 
     Parameters
     ----------
-    parts : sequence of (m_i, d) arrays
-        The rows of X, some after the other: finite, at least 5 l in all.
+    known : sequence of (m, q_i) arrays
+        Blocks of K, orthonormal.
+    images : sequence of (m, q_i) arrays
+        Those of W = C K, for a positive semidefinite C.
     l : int
-        How many.
-    rng : Generator
+        How many: fewer are found where C has a smaller rank.
 
     Returns
     -------
-    (d, l) array
+    (m, l) array
         In double precision.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> x = rng.standard_normal((90, 40)) * 0.5 ** np.arange(40)
-    >>> found = leading([x[:50], x[50:]], 4, rng)
-    >>> bool(np.linalg.norm(found[4:]) < 0.2)
+    >>> c = np.diag(0.5 ** np.arange(40))
+    >>> k = np.linalg.qr(rng.standard_normal((40, 12)))[0]
+    >>> found = leading([k[:, :6], k[:, 6:]], [c @ k[:, :6], c @ k[:, 6:]], 3)
+    >>> bool(np.linalg.norm(found[6:]) < 0.2)
     True
     """
-
-    m, d, dtype = sum(len(x) for x in parts), parts[0].shape[1], parts[0].dtype
-    edges = np.cumsum([0, *(len(x) for x in parts)])
-
-    def fresh() -> np.ndarray:
-        return rng.standard_normal((m, l))
-
-    size = max(1e-30, *(_largest(x.view(x.real.dtype)) for x in parts))  # products of more would overflow
-    known, thin, part = [orthonormal(fresh())], np.zeros((_POWERS, l, d), dtype), np.empty((l, d), dtype)
-    for power in thin:
-        turned = (known[-1] / size).conj().T.astype(dtype)  # (l, m): BLAS runs along the rows of both
-        for x, start in zip(parts, edges, strict=False):
-            power += np.matmul(turned[:, start : start + len(x)], x, out=part)
-        if len(known) < _POWERS:
-            lens = (power / size).conj().T
-            image = np.concatenate([x @ lens for x in parts], dtype=doubled(dtype))
-            known.append(orthonormal_beside(known, image, fresh))
-    right = thin.reshape(-1, d).conj().T  # X^H K
-    _, turn = eigh_descending(product_in_float64(right), l)
-    return orthonormal(right @ turn.astype(dtype))
+    inner, squares = _products(known, images), _products(images, images)
+    values, turn = eigh_descending((inner + inner.conj().T) / 2)
+    faint = _FAINT * max(float(values[0]), np.finfo(float).tiny)
+    half = turn[:, values > faint] / np.sqrt(values[values > faint])
+    half = half @ eigh_descending(half.conj().T @ squares @ half, l)[1]
+    parts = np.split(half, np.cumsum([image.shape[1] for image in images])[:-1])
+    return orthonormal(sum(image @ part for image, part in zip(images, parts, strict=True)))
 
 
-def _largest(x: np.ndarray) -> float:
-    return max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+def _products(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
+    """L^H R (q, q) of two matrices that are there in blocks."""
+    return np.block([[a.conj().T @ b for b in right] for a in left]).astype(doubled(left[0].dtype), copy=False)

@@ -61,8 +61,6 @@ class IterationState:
     scale: np.ndarray | None = None
     reason: str | None = None
     factor: Factor | None = None
-    sample: np.ndarray | None = None
-    """Cuts of the next walk, where it is that of a sample."""
 
     @property
     def rank(self) -> int:

@@ -6,15 +6,13 @@ restarted from the leading Ritz vectors and their residual (thick restart, Wu an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import NonfiniteError
-from pipeline.folds import RowSample, spans, spread_cuts
-from pipeline.kernels.blocks import standardise_columns
+from pipeline.folds import Products, SampleProduct, spans, spread_cuts
 from pipeline.kernels.leading import leading
 from pipeline.kernels.linalg import orthonormal, orthonormal_beside
 from pipeline.matrix import Matrix
@@ -26,20 +24,29 @@ from pipeline.solvers.solver import Cost
 from pipeline.sources import ROWS, Operator
 from pipeline.sources.stream import Stream
 
-__all__ = ["Krylov"]
+__all__ = ["Krylov", "KrylovState"]
 
 _BLOCKS = 8
 # A sample: as many stretches of rows as there are blocks in so many, these few at least, and so many at most where they
-# hold the rows, which are so many times the columns of a block, at least and at most; its bytes at most.
-_ONE_IN, _FEWEST, _STRETCHES, _TIMES, _SAMPLE_BYTES = 8, 4, 16, (8, 100), 640 << 20
+# hold the rows, which are so many times the columns of a block, at least and at most; the walks over it, and how many
+# of them, the last, make up a basis.
+_ONE_IN, _FEWEST, _STRETCHES, _TIMES, _WALKS, _TOGETHER = 8, 4, 16, (8, 100), 5, 3
+_NEARLY = 0.75  # of a block, from where on all of it is taken
 _GOOD = 75  # rows for each column from where on a start from it is worth two passes; from fewer it is worth one
 _SHAKEN = 0.1  # how much of that start is random, so that it has a part of what the sample does not show
 _ALIKE = 0.02  # Ritz values and Nystrom's, from where on a pass more is not worth it
 _GAP = 0.1  # after the last eigenvalue, from where on a pass more mostly certifies the answer
-_SLAB = 1024  # columns
 # Columns of a block up to which BLAS takes hardly longer; components for which it is much wider, and how many more
 # columns there are for these after a sample, so that two passes reach as far as three did.
 _WIDE, _FEW, _MORE = 64, 32, 16
+
+
+@dataclass(frozen=True)
+class KrylovState(IterationState):
+    """With the iteration over a sample of the rows, while that is walked, and the cuts of its walks."""
+
+    sample: IterationState | None = None
+    cuts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,6 @@ class Krylov(Iteration):
     has to be read for a pass, those of `narrowed`: the same number of products then reaches much further.
     """
 
-    sample_bytes: int = field(default=_SAMPLE_BYTES, compare=False)
-    """What a sample takes at most; who goes on from a checkpoint may have more memory, or less."""
     name: ClassVar[str] = "krylov"
 
     def narrowed(self, X: Matrix) -> Lanczos | None:
@@ -82,10 +87,6 @@ class Krylov(Iteration):
         """The same with blocks that take less memory, and a pass more."""
         return replace(self, n_oversamples=super().width(X) - self.settings.rank.most(*X.shape))
 
-    def sampling(self, nbytes: int) -> Krylov:
-        """The same with samples of so many bytes at most, if they are not to be smaller anyway."""
-        return replace(self, sample_bytes=min(nbytes, _SAMPLE_BYTES))
-
     def width(self, X: Matrix) -> int:
         if self.may_be_wide(X):
             return min(max(_WIDE, 3 * self.settings.rank.most(*X.shape) + 16), min(X.shape))
@@ -108,8 +109,11 @@ class Krylov(Iteration):
             return None
         fewest, most = (times * width for times in _TIMES)
         number = min(max(_STRETCHES, -(-most // X.block_height)), max(_FEWEST, n_blocks // _ONE_IN))
-        rows = min(most, self.sample_bytes // (X.shape[1] * self.dtype(X).itemsize), number * X.block_height)
-        return spread_cuts(X.cuts, number, rows) if rows >= fewest and n_blocks >= (_ONE_IN - 1) * number else None
+        each = min(most // number, X.block_height)
+        if each > _NEARLY * X.block_height:  # a chunk is decoded as a whole
+            each = X.block_height
+        fits = number * each >= fewest and n_blocks >= (_ONE_IN - 1) * number
+        return spread_cuts(X.cuts, number, each) if fits else None
 
     def effort(self, X: Matrix) -> int:
         passes, cuts = super().effort(X), self.sample(X)
@@ -120,39 +124,49 @@ class Krylov(Iteration):
 
     def cost(self, X: Matrix) -> Cost:
         cost, cuts = super().cost(X), self.sample(X)
-        if cuts is None:
-            return cost
-        taken = spans(cuts)
-        rows, read = int(np.diff(taken).sum()), sum(X.source.touched(ROWS, span) for span in taken)
-        return replace(cost, sample_bytes=rows * X.shape[1] * self.dtype(X).itemsize, sample_read=read)
+        return cost if cuts is None else replace(cost, sample=cuts, sample_walks=self._walks)
 
-    def init(self, X: Matrix) -> IterationState:
-        return replace(super().init(X), sample=self.sample(X))
+    @property
+    def _walks(self) -> int:
+        """Over a sample; the first finds the spread, where that is divided by, and little more."""
+        return _WALKS + (self.settings.scale is not None)
+
+    def init(self, X: Matrix) -> KrylovState:
+        first, cuts = super().init(X), self.sample(X)
+        state = KrylovState(**{name: getattr(first, name) for name in IterationState.__dataclass_fields__})
+        return state if cuts is None else replace(state, sample=first, cuts=cuts)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
-        return super().fold(X, state) if state.sample is None else RowSample(np.dtype(state.dtype), state.sample)
+        if not isinstance(state, KrylovState) or state.sample is None or state.cuts is None:
+            return super().fold(X, state)
+        return SampleProduct.of(super().fold(X, state.sample), state.cuts)
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
-        if state.sample is None:
+        if not isinstance(state, KrylovState) or state.sample is None:
             return super().step(X, state, summary)
-        return self._begun(X, replace(state, sample=None), summary.stretches, spans(state.sample))
+        return self._sampled(X, state, state.sample, summary)
 
-    def _begun(
-        self, X: Matrix, state: IterationState, stretches: tuple[np.ndarray, ...], taken: np.ndarray
-    ) -> IterationState:
-        """The state with a first block that spans the leading directions of the stretches (m_i, d), about."""
-        s, counts = self.settings, None
-        if X.sample_weights is not None:
-            counts = np.concatenate([X.sample_weights[a:b] for a, b in taken])
-        try:
-            mean, scale = _standardised(stretches, X.weights, counts, s.center, s.scale)
-        except NonfiniteError:  # the walk of all rows will say where
-            return state
-        random = state.basis.block * np.isfinite(mean)[:, None]  # nothing at features that have no values here
-        lead = leading(stretches, random.shape[1], np.random.default_rng([s.seed, 3]))
-        block = orthonormal(lead + _SHAKEN * random)
-        state = replace(state, basis=Basis.begun(block), scale=scale)
-        return state if s.scale else replace(state, probes=self.fresh_probes(state, (block,)))
+    def _sampled(self, X: Matrix, state: KrylovState, sample: IterationState, summary: Products) -> IterationState:
+        """The state after a walk over the sample, whose leading directions, about, the first block spans at the end."""
+        over = replace(state, sample=None, cuts=None)
+        if not summary.about.n:  # no row of it counts
+            return over
+        applied, sample = self._rows(X, sample, summary)
+        sample = replace(sample, passes=sample.passes + 1, spread=applied.spread, loud=applied.loud)
+        if not 0 < applied.energy < np.inf:
+            return over
+        if sample.passes <= self._walks - _TOGETHER:
+            return replace(state, sample=replace(sample, basis=Basis.begun(orthonormal(applied.product))))
+        grown = sample.basis.grown(applied.product)
+        if sample.passes < self._walks:
+            return replace(state, sample=replace(sample, basis=self.advance(sample, grown, None, min(X.shape))))
+        assert sample.mean is not None
+        random = state.basis.block * np.isfinite(sample.mean)[:, None]  # nothing at features that have no values here
+        lead = leading(grown.known, grown.images, random.shape[1])
+        shaken, rest = np.split(random, [lead.shape[1]], axis=1)
+        block = orthonormal(np.hstack([lead + _SHAKEN * shaken, rest]))
+        over = replace(over, basis=Basis.begun(block), scale=sample.scale)
+        return over if self.settings.scale else replace(over, probes=self.fresh_probes(over, (block,)))
 
     def doubtful(self, X: Matrix, state: IterationState, answer: Leading, theta: np.ndarray) -> bool:
         """Whether a start from a sample was not so good.
@@ -188,24 +202,3 @@ class Krylov(Iteration):
         width = max(min(l, most - width), 0)
         spare = partial(self.fresh, state, width, 2, state.passes)
         return Basis(known, images, orthonormal_beside(known, image[:, :width], spare))
-
-
-def _standardised(
-    stretches: tuple[np.ndarray, ...],
-    weights: np.ndarray | None,
-    counts: np.ndarray | None,
-    center: bool,
-    scale: str | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Means (d,) and spread (d,) of the stretches (m_i, d), standardised in place, some columns at a time."""
-    means, spreads, ends = [], [], np.cumsum([len(rows) for rows in stretches])
-    for start in range(0, stretches[0].shape[1], _SLAB):
-        slab = slice(start, start + _SLAB)
-        columns = np.concatenate([rows[:, slab] for rows in stretches])
-        factor = None if weights is None else weights[slab]
-        mean, spread, _ = standardise_columns(columns, factor, counts, center, scale)
-        means.append(mean)
-        spreads.append(mean if spread is None else spread)
-        for rows, end in zip(stretches, ends, strict=True):
-            rows[:, slab] = columns[end - len(rows) : end]
-    return np.concatenate(means), np.concatenate(spreads) if scale else None

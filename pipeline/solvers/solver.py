@@ -68,10 +68,9 @@ class Cost:
     """Whether the data decide how many passes more there will be."""
     state_bytes: int = 0
     """What of `client_bytes` is there while a pass runs."""
-    sample_bytes: int = 0
-    """The rows that a start is found from."""
-    sample_read: int = 0
-    """Decoded bytes that are read for them."""
+    sample: np.ndarray | None = None
+    """Cuts of the walks over a part of the rows that a start is found from, as `spread_cuts` gives them."""
+    sample_walks: int = 0
     dtype: np.dtype[Any] | None = None
     """In which blocks are multiplied, where that is not `Matrix.block_dtype`."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
+from pipeline.sources.plain import PlainChunks
 from pipeline.sources.source import COLUMNS, ROWS, Hollow, Range, Source, covered, even_cuts, rectangle_nbytes
 
 __all__ = ["Decoded", "Grid", "boxes"]
@@ -123,7 +124,13 @@ class Grid:
         kind = "zarr" if isinstance(self.array, zarr.Array | Decoded) else kind
         cut = "" if self.held else " in chunks of " + " x ".join(map(str, self.chunks))
         by = ", decoded by zarrs" if self._by_zarrs else ""
+        by = ", decompressed in place" if self._plain else by
         return f"{kind} {' x '.join(map(str, self.array.shape))}{cut}{by}"
+
+    @cached_property
+    def _plain(self) -> PlainChunks | None:
+        """The files of its chunks, where they can be decompressed into what is read."""
+        return PlainChunks.of(self.array) if self._straight(self.dtype) else None
 
     @property
     def _by_zarrs(self) -> bool:
@@ -174,8 +181,11 @@ class Grid:
         whole = rectangle_nbytes(self, side, cuts)
         if self.held:
             return 0 if all(isinstance(i, slice) for i in self.index) else whole
-        at_once = int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
         touched = self.touched(side, cuts)
+        if self._plain and dtype == self.dtype and touched == prod(self.shape) * dtype.itemsize:
+            ragged = any(n % chunk for n, chunk in zip(self.array.shape, self.chunks, strict=True))
+            return (1 + ragged) * prod(self.chunks) * dtype.itemsize  # as it is stored; the last one, which is cut, too
+        at_once = int(zarr.config.get("async.concurrency", 10)) * prod(self.chunks) * self.dtype.itemsize
         chunks = min(at_once, touched // (len(cuts) - 1))
         # As they are stored and, where they are decoded elsewhere than they are to be, or in part of no use, decoded.
         chunks *= 1 if self._by_zarrs and touched <= prod(self.shape) * self.dtype.itemsize else 2
@@ -220,9 +230,12 @@ class Grid:
             else:
                 where[axis] = index[part]
         if out is not None:
-            grid = out.reshape(tuple(w.stop - w.start for w in where if isinstance(w, slice)))
+            slices = [w for w in where if isinstance(w, slice)]
+            grid = out.reshape(tuple(w.stop - w.start for w in slices))
+            if self._plain and self._plain.read(slices, grid):
+                return out
             self.array.get_basic_selection(
-                tuple(where), out=default_buffer_prototype().nd_buffer.from_numpy_array(grid)
+                tuple(slices), out=default_buffer_prototype().nd_buffer.from_numpy_array(grid)
             )
             return out
         return np.transpose(_fetch(self.array, where), order).reshape(shape)
