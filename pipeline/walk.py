@@ -220,14 +220,16 @@ def fan_in(summary_bytes: int) -> int:
 def waiting_nbytes(matrix: Matrix, summary_bytes: int, at_work: Crew) -> int:
     """Bytes of summaries of a worker beside those its threads are at: that wait to be combined, or are combined.
 
-    Those of runs stay to the end on a cluster. Where each block that is sent is a task, they wait for their fellows on
-    every level of the tree.
+    Those of runs stay to the end on a cluster, where they are combined with those of other workers. Where each block
+    that is sent is a task, they wait for their fellows on every level of the tree.
     """
     fan, waiting = fan_in(summary_bytes), at_work.threads_each * (runs_each(summary_bytes) - 1)
+    together = fan + 1 if at_work.client is not None else 2
     if _ships(matrix):
         depth = int(np.ceil(np.log(max(matrix.n_blocks, 2)) / np.log(fan)))
         waiting = -(-min((fan - 1) * depth, matrix.n_blocks) // at_work.workers)
-    return summary_bytes * (waiting + fan + 1)
+        together = fan + 1
+    return summary_bytes * (waiting + together)
 
 
 def merge(fold: Fold[Any], parts: list[tuple[Any, Tally]]) -> tuple[Any, Tally]:

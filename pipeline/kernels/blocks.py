@@ -45,7 +45,7 @@ _FAINT = "entries vary so little that their squares underflow: multiply the data
 _FAINTEST, LOUDEST = 1e-120, 1e140
 _HEAD = 1024  # rows that tell where the mean is about
 SHORT = 64  # terms that are added up in single precision
-_SLAB_BYTES, _SLAB_ROWS = 16 << 20, 256  # of a part in double precision: rows enough for BLAS, however wide
+_SLAB_BYTES, _SLAB_ROWS = 8 << 20, 256  # of a part in double precision: rows enough for BLAS, however wide
 _STRIP_BYTES = 1 << 20  # of a part that is looked through while it is in the cache
 
 
