@@ -200,7 +200,7 @@ class TestSample:
         assert self.solved(x).passes == 3
         rng = np.random.default_rng(2)
         monkeypatch.setattr(
-            krylov, "leading", lambda known, images, l: orthonormal(rng.standard_normal((len(images[0]), l)))
+            krylov, "leading", lambda known, images, l, roundoff: orthonormal(rng.standard_normal((len(images[0]), l)))
         )
         found = self.solved(x)
         assert found.passes == 4

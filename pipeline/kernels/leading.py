@@ -11,14 +11,12 @@ from pipeline.kernels.linalg import eigh_descending, orthonormal
 
 __all__ = ["leading"]
 
-_FAINT = 1e-6  # of the largest value: what single precision leaves of it is noise
 
-
-def leading(known: Sequence[np.ndarray], images: Sequence[np.ndarray], l: int) -> np.ndarray:
+def leading(known: Sequence[np.ndarray], images: Sequence[np.ndarray], l: int, roundoff: float) -> np.ndarray:
     """Orthonormal columns (m, l) that span the leading eigenvectors of W (K^H W)^-1 W^H, Nystrom's approximation of C.
 
-    They are the left singular vectors of W (K^H W)^-1/2, which come from the small matrices K^H W and W^H W: nothing is
-    made that is as large as K.
+    They are the left singular vectors of W (K^H W + nu)^-1/2, with a shift nu of what is rounded off. These come from
+    the small matrices K^H W and W^H W: nothing is made that is as large as K.
 
     Parameters
     ----------
@@ -27,7 +25,9 @@ def leading(known: Sequence[np.ndarray], images: Sequence[np.ndarray], l: int) -
     images : sequence of (m, q_i) arrays
         Those of W = C K, for a positive semidefinite C.
     l : int
-        How many: fewer are found where C has a smaller rank.
+        How many; q at most.
+    roundoff : float
+        Of the products, relative to the largest eigenvalue.
 
     Returns
     -------
@@ -39,14 +39,13 @@ def leading(known: Sequence[np.ndarray], images: Sequence[np.ndarray], l: int) -
     >>> rng = np.random.default_rng(0)
     >>> c = np.diag(0.5 ** np.arange(40))
     >>> k = np.linalg.qr(rng.standard_normal((40, 12)))[0]
-    >>> found = leading([k[:, :6], k[:, 6:]], [c @ k[:, :6], c @ k[:, 6:]], 3)
+    >>> found = leading([k[:, :6], k[:, 6:]], [c @ k[:, :6], c @ k[:, 6:]], 3, 1e-15)
     >>> bool(np.linalg.norm(found[6:]) < 0.2)
     True
     """
     inner, squares = _products(known, images), _products(images, images)
     values, turn = eigh_descending((inner + inner.conj().T) / 2)
-    faint = _FAINT * max(float(values[0]), np.finfo(float).tiny)
-    half = turn[:, values > faint] / np.sqrt(values[values > faint])
+    half = turn / np.sqrt(np.maximum(values, 0.0) + max(roundoff * float(values[0]), np.finfo(float).tiny))
     half = half @ eigh_descending(half.conj().T @ squares @ half, l)[1]
     parts = np.split(half, np.cumsum([image.shape[1] for image in images])[:-1])
     return orthonormal(sum(image @ part for image, part in zip(images, parts, strict=True)))

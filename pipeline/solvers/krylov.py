@@ -20,7 +20,7 @@ from pipeline.solvers.basis import Basis
 from pipeline.solvers.extraction import Leading, Ritz
 from pipeline.solvers.iteration import Iteration, IterationState, dear
 from pipeline.solvers.lanczos import Lanczos
-from pipeline.solvers.solver import Cost
+from pipeline.solvers.solver import Cost, unit_roundoff
 from pipeline.sources import ROWS, Operator
 from pipeline.sources.stream import Stream
 
@@ -162,9 +162,8 @@ class Krylov(Iteration):
             return replace(state, sample=replace(sample, basis=self.advance(sample, grown, None, min(X.shape))))
         assert sample.mean is not None
         random = state.basis.block * np.isfinite(sample.mean)[:, None]  # nothing at features that have no values here
-        lead = leading(grown.known, grown.images, random.shape[1])
-        shaken, rest = np.split(random, [lead.shape[1]], axis=1)
-        block = orthonormal(np.hstack([lead + _SHAKEN * shaken, rest]))
+        lead = leading(grown.known, grown.images, random.shape[1], unit_roundoff(sample.dtype))
+        block = orthonormal(lead + _SHAKEN * random)
         over = replace(over, basis=Basis.begun(block), scale=sample.scale)
         return over if self.settings.scale else replace(over, probes=self.fresh_probes(over, (block,)))
 

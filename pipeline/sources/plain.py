@@ -72,7 +72,7 @@ class PlainChunks:
     def read(self, where: Sequence[slice], out: np.ndarray) -> bool:
         """Fill `out`, which is C-contiguous, with the entries there; False where that is left to Zarr."""
         length, (start, stop) = self.chunks[self.axis], (where[self.axis].start, where[self.axis].stop)
-        if start % length or stop % length:
+        if start % length or stop % length or out.shape[self.axis + 1 :] != self.chunks[self.axis + 1 :]:
             return False
         outer = [range(w.start, w.stop) for w in where[: self.axis]]
         parts = out.reshape(-1, *out.shape[self.axis :])
