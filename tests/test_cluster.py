@@ -189,7 +189,7 @@ def _with_array(matrix, array):
 def test_the_plan_knows_the_cluster(client: Client, path: str) -> None:
     with client.as_current():
         there = plan(path, PCA(4))
-    limit = min(w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
+    limit = min(worker["memory_limit"] for worker in workers_of(client).values())
     assert (there.workers, there.threads, there.memory_limit) == (2, 2, limit)
 
 
