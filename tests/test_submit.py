@@ -30,12 +30,13 @@ from distributed import Client, LocalCluster, Security
 from pipeline import PCA, load
 from pipeline.cli import main
 from pipeline.crew import workers_of
-from pipeline.jobs import doctor, submit
+from pipeline.jobs import doctor, tasks
 from pipeline.jobs.clusters import address
 from pipeline.jobs.record import ENDED, Record
 from pipeline.jobs.run import run_job
 from pipeline.jobs.spec import parse_job
-from pipeline.jobs.submit import jobs_on, work
+from pipeline.jobs.submit import jobs_on
+from pipeline.jobs.tasks import work
 from pipeline.store import history
 
 SHAPE = (4_000, 30)
@@ -252,7 +253,7 @@ def test_what_a_cancelled_job_begins_later_is_called_off(client: Client) -> None
             self.client = client
 
         def run(self) -> None:
-            time.sleep(3 * submit._LOOK)
+            time.sleep(3 * tasks.LOOK)
             self.workers = len(workers_of(self.client))
             try:
                 self.client.submit(time.sleep, 60, pure=False).result()
@@ -263,11 +264,11 @@ def test_what_a_cancelled_job_begins_later_is_called_off(client: Client) -> None
     with Client(client.scheduler.address, security=client.security, set_as_default=False) as its_own:
         job, began = Late(its_own), time.monotonic()
         job.start()
-        assert submit._watch(job, record, 1) == "cancelled"
+        assert tasks._watch(job, record, 1) == "cancelled"
         assert time.monotonic() - began < 10
     assert job.workers == 2
     assert isinstance(job.error, CancelledError)
-    submit._call_off(its_own)  # it is closed, as one is that has lost its scheduler
+    tasks._call_off(its_own)  # it is closed, as one is that has lost its scheduler
 
 
 def test_what_fails_is_told_in_the_store(job: Callable[..., str], data: np.ndarray) -> None:

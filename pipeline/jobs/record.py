@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, StoreError
 from pipeline.store.messages import Messages
 
-__all__ = ["ENDED", "Record", "now", "records_in", "whoever"]
+if TYPE_CHECKING:
+    from pipeline.jobs.spec import JobSpec
+
+__all__ = ["ENDED", "Record", "now", "records_in", "store_of", "whoever"]
 
 ENDED = ("done", "failed", "cancelled")
 SILENT = 60.0  # seconds without a sign of life after which a job counts as lost
@@ -34,6 +37,14 @@ def now() -> str:
 def whoever() -> dict[str, str]:
     """Who does something, where and when."""
     return {"user": _user(), "host": socket.gethostname(), "at": now()}
+
+
+def store_of(spec: JobSpec) -> str:
+    """Where the records of a job lie: where it says, else in `jobs.zarr` beside the model."""
+    if spec.output.jobs is not None:
+        return spec.output.jobs
+    above, slash, _ = spec.output.model.removeprefix("icechunk:").rstrip("/").rpartition("/")
+    return f"{above}{slash}jobs.zarr"
 
 
 @dataclass(frozen=True)
