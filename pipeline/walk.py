@@ -83,8 +83,8 @@ def walk(
         runs = keep.as_before(matrix.side, runs)
         lengths = _kept_lengths(matrix, fold, keep, runs)
     walked = _Walk(matrix, fold, runs, lengths, fan_in(summary_bytes), uuid.uuid4().hex)
-    length = int(matrix.cuts[-1] - matrix.cuts[0])
-    heard = counted(pass_number, passes, matrix.n_blocks, bytes_walked(matrix, fold), length)
+    length, nbytes = int(matrix.cuts[-1] - matrix.cuts[0]), bytes_walked(matrix, fold)
+    heard = counted(pass_number, passes, matrix.n_blocks, nbytes, length)
     started = time.perf_counter()
     if at_work.client is not None:
         with told_by_workers(at_work.client, walked.token, heard):
@@ -99,7 +99,8 @@ def walk(
             how: dict[str, Any] = {"scheduler": at_work.schedule, "num_workers": at_work.threads}
             ((summary, tally),) = dask.compute(job, optimize_graph=False, **how)
     heard(length)
-    nbytes = _beside(matrix, runs, lengths) if kept and not fresh else bytes_walked(matrix, fold)
+    if kept and not fresh:
+        nbytes = _beside(matrix, runs, lengths)
     return summary, replace(tally, nbytes=nbytes, seconds=time.perf_counter() - started)
 
 

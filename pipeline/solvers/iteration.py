@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class IterationState:
     scale: np.ndarray | None = None
     reason: str | None = None
     factor: Factor | None = None
+
+    @classmethod
+    def of(cls, state: IterationState) -> Self:
+        """The same as the state of a solver that adds to it."""
+        return cls(**{name: getattr(state, name) for name in IterationState.__dataclass_fields__})
 
     @property
     def rank(self) -> int:

@@ -133,7 +133,7 @@ class Krylov(Iteration):
 
     def init(self, X: Matrix) -> KrylovState:
         first, cuts = super().init(X), self.sample(X)
-        state = KrylovState(**{name: getattr(first, name) for name in IterationState.__dataclass_fields__})
+        state = KrylovState.of(first)
         return state if cuts is None else replace(state, sample=first, cuts=cuts)
 
     def fold(self, X: Matrix, state: IterationState) -> Any:

@@ -74,8 +74,7 @@ class Lanczos(Iteration):
         return replace(cost, client_bytes=cost.client_bytes + drawn, state_bytes=cost.state_bytes + basis)
 
     def init(self, X: Matrix) -> LanczosState:
-        state = super().init(X)
-        return LanczosState(**{name: getattr(state, name) for name in IterationState.__dataclass_fields__})
+        return LanczosState.of(super().init(X))
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
         # Threads of BLAS wait busily for some time after a product, and short passes would wait for them.

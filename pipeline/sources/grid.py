@@ -123,8 +123,7 @@ class Grid:
         kind = "memory" if self.held else type(self.array).__name__
         kind = "zarr" if isinstance(self.array, zarr.Array | Decoded) else kind
         cut = "" if self.held else " in chunks of " + " x ".join(map(str, self.chunks))
-        by = ", decoded by zarrs" if self._by_zarrs else ""
-        by = ", decompressed in place" if self._plain else by
+        by = ", decompressed in place" if self._plain else ", decoded by zarrs" if self._by_zarrs else ""
         return f"{kind} {' x '.join(map(str, self.array.shape))}{cut}{by}"
 
     @cached_property
