@@ -391,3 +391,13 @@ class TestPlainChunks:
             chunk.write_bytes(bad)
             with pytest.raises(StoreError, match=r"rows 0 to 600 .* cannot be read"):
                 as_read(path)
+
+    def test_blosc_is_not_asked_for_a_chunk_that_is_cut_off(self, tmp_path: Path) -> None:
+        # It would read on: what it makes of that depends on what was in the memory behind it before.
+        path = in_files(tmp_path, np.ones((600, 70), "f4"), (50, 70), PLAIN["blosc-zstd"])
+        chunk = Path(path) / "c" / "3" / "0"
+        whole = chunk.read_bytes()
+        for length in (0, 3, 15, 16, len(whole) - 1):
+            chunk.write_bytes(whole[:length])
+            with pytest.raises(StoreError, match=rf"rows 0 to 600 .* c/3/0 is cut off after {length} bytes"):
+                as_read(path)

@@ -2,7 +2,8 @@
 
 Zarr and its decoders make a chunk and copy it. Where a chunk is a file, its compressor one that `numcodecs` has, and
 its entries lie in one piece of the block, `numcodecs` decompresses into the block itself: a quarter less time, and no
-memory for the chunk beside the block. Whatever is not so, or damaged, is left to Zarr, which says what is wrong.
+memory for the chunk beside the block. Whatever is not so, or damaged, is left to Zarr, which says what is wrong; but
+not a chunk of Blosc that is cut off, for which its decoder would take whatever lies behind it in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = ["PlainChunks"]
 
 _WORTH = 256 << 10  # bytes of a chunk: smaller ones are decoded many at a time
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_BLOSC_HEAD = 16  # bytes; the last four say how many the chunk has
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,17 @@ class PlainChunks:
         return True
 
     def _chunk(self, at: tuple[int, ...], out: np.ndarray) -> bool:
-        """Decompress a chunk; False where it is not there, or holds something else than it should."""
+        """Decompress a chunk; False where it is not there, or holds something else than it should.
+
+        Raises
+        ------
+        EOFError
+            When a chunk of Blosc is cut off.
+        """
         with suppress(OSError, RuntimeError, ValueError):
             data = (self.root / self.metadata.encode_chunk_key(at)).read_bytes()
+            if self.codec == "blosc" and len(data) < max(_BLOSC_HEAD, _number(data[12:16])):
+                raise EOFError(f"chunk {self.metadata.encode_chunk_key(at)} is cut off after {len(data)} bytes")
             if _size(self.codec, data) != out.nbytes:
                 return False
             if self.codec == "raw":
@@ -107,16 +116,19 @@ def _codec(codecs: Sequence[Any], dtype: np.dtype[Any]) -> str | None:
     return {ZstdCodec: "zstd", BloscCodec: "blosc"}.get(type(codecs[1])) if len(codecs) == 2 else "raw"
 
 
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
 def _size(codec: str, data: bytes) -> int | None:
     """Bytes that a chunk has when it is decompressed, as its head says (RFC 8878, 3.1.1.1; the header of Blosc 1)."""
-    number = partial(int.from_bytes, byteorder="little")
     if codec == "raw":
         return len(data)
     if codec == "blosc":
-        return number(data[4:8])
+        return _number(data[4:8])
     if len(data) < 18 or data[:4] != _ZSTD:
         return None
     kind, single, dictionary = data[4] >> 6, data[4] >> 5 & 1, data[4] & 3
     first = 6 - single + (0, 1, 2, 4)[dictionary]
     length = (single, 2, 4, 8)[kind]
-    return number(data[first : first + length]) + 256 * (length == 2) if length else None
+    return _number(data[first : first + length]) + 256 * (length == 2) if length else None
