@@ -60,6 +60,14 @@ class Run:
         """Walks over all rows; a sample of them is number 0."""
         return sum(walk["pass"] > 0 for walk in self.walks)
 
+    def walked(self, number: int, tally: Tally) -> Run:
+        """The run after a walk; all those of a sample, which have the same number, are one record."""
+        walks = self.walks
+        if walks and walks[-1]["pass"] == number:
+            walks, last = walks[:-1], walks[-1]
+            tally = tally + Tally(**{name: last[name] for name in asdict(tally)})
+        return replace(self, walks=(*walks, {"pass": number, **asdict(tally)}), half=None)
+
 
 def solve(
     X: Matrix,
@@ -160,37 +168,28 @@ def scores(X: Matrix, solver: Solver[Any], found: Subspace, keep: Keep) -> np.nd
 
 def _pass(X: Matrix, fold: Fold[Any], run: Run, keeper: _Keeper, **told: Any) -> tuple[Any, Run]:
     """One pass over X: its summary, and the run after it; the first one also takes down what the rows held."""
-    matrix, number = X if fold.side == X.side else X.T, run.passes + 1
-    # Of an operator no entries are known, and of a stream not how many there will be.
-    looking = run.content is None and not isinstance(X.source, Operator | Stream)
+    matrix, sampled = X if fold.side == X.side else X.T, isinstance(fold, SampleProduct)
     cuts = getattr(fold, "cuts", None)  # of a fold that walks some stretches of the rows only
     if cuts is not None:
         matrix = matrix.stretch(cuts)
-        if isinstance(fold, SampleProduct):
-            return _sampled(matrix, fold, run, told)
-        looking, told = False, {**told, "keep": None}
+        if not sampled:  # where it ends says nothing of where blocks do
+            told.pop("keep", None)
+    # Of an operator no entries are known, and of a stream not how many there will be.
+    looking = run.content is None and cuts is None and not isinstance(X.source, Operator | Stream)
     seeing = witnessed(fold, *X.shape, X.seen_dtype, looking=looking)
+    number = 0 if sampled else run.passes + 1
     if isinstance(X.source, Stream):
         summary, tally = pour(matrix, fold)
+    elif sampled:  # a short walk is kept when it is over
+        summary, tally = walk(matrix, fold, pass_number=number, **told)
     else:
         summary, tally = keeper.walked(run, matrix, seeing, pass_number=number, **told)
-    speed.observe(X, tally)
-    run = replace(run, walks=(*run.walks, {"pass": number, **asdict(tally)}), half=None)
+    speed.observe(matrix, tally)
+    run = run.walked(number, tally)
     if not looking:
         return summary, run
     assert isinstance(seeing, Witness)
     return summary.summary, replace(run, content=seeing.content(summary))
-
-
-def _sampled(matrix: Matrix, fold: SampleProduct, run: Run, told: dict[str, Any]) -> tuple[Any, Run]:
-    """One walk over a sample of the rows: its summary, and the run, which has one record of all such walks."""
-    summary, tally = walk(matrix, fold, pass_number=0, **told)
-    speed.observe(matrix, tally)
-    *before, last = run.walks or ({},)
-    if last.get("pass") != 0:
-        return summary, replace(run, walks=(*run.walks, {"pass": 0, **asdict(tally)}))
-    both = tally + Tally(**{name: value for name, value in last.items() if name != "pass"})
-    return summary, replace(run, walks=(*before, {"pass": 0, **asdict(both)}))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from pipeline.kernels.sparse import SparseBlock
 from pipeline.labels import Labels
 from pipeline.sources import COLUMNS, ROWS, ImplicitSource, Range, Source, Window, open_source
 from pipeline.sources.stream import Stream
+from pipeline.weights import weights_of_features, weights_of_samples
 
 __all__ = ["Matrix", "open_matrix", "open_stream"]
 
@@ -134,6 +135,14 @@ class Matrix:
             return self.block_nbytes(dtype)
         # Entries in double precision, and in single where they are stored so.
         return max(1, 2 * self.bytes_a_pass // max(self.n_blocks, 1))
+
+    def spans_nbytes(self, spans: Iterable[Range]) -> int:
+        """Decoded bytes that a walk over some spans of the walked side reads."""
+        return sum(self.source.touched(self.side, np.array(span)) for span in spans)
+
+    def spans_kept_nbytes(self, spans: Iterable[Range], dtype: np.dtype[Any]) -> int:
+        """Bytes of the blocks of such spans while they are kept decoded."""
+        return sum(self.stretch(np.array(span)).kept_nbytes(dtype) for span in spans)
 
     def together(self, cuts: np.ndarray) -> np.ndarray:
         """Those of some cuts between which blocks that are not made dense are read at a time."""
@@ -337,8 +346,8 @@ def open_matrix(
         opened.samples,
         opened.features,
         opened.name,
-        None if weights is None else _feature_weights(weights, opened.features),
-        None if sample_weights is None else _sample_weights(sample_weights, opened.source.shape[0]),
+        None if weights is None else weights_of_features(weights, opened.features),
+        None if sample_weights is None else weights_of_samples(sample_weights, opened.source.shape[0]),
     )
 
 
@@ -350,61 +359,6 @@ def open_stream(blocks: Iterator[Any]) -> Matrix:
     source = Stream(blocks)
     d = source.shape[1]
     return Matrix(source, Labels.plain("sample", 0), Labels.plain("feature", d), "stream")
-
-
-def _sample_weights(weights: Any, n: int) -> np.ndarray:
-    checked = _checked("sample_weights", weights, n)
-    if n and not checked.any():
-        raise InputError("sample_weights are all zero: at least one sample must count")
-    return checked
-
-
-def _feature_weights(weights: Any, features: Labels) -> np.ndarray:
-    if isinstance(weights, str):
-        if weights != "coslat":
-            raise InputError(f"weights={weights!r}: give an array or 'coslat'")
-        return _coslat(features)
-    dims = getattr(weights, "dims", None)
-    if dims is not None:
-        unknown = [d for d in dims if d not in features.dims]
-        if unknown:
-            raise InputError(f"weights have a dim {unknown[0]!r} that is no feature dim ({', '.join(features.dims)})")
-        values = np.transpose(np.asarray(weights), [dims.index(d) for d in features.dims if d in dims])
-        shape = tuple(n if d in dims else 1 for d, n in zip(features.dims, features.sizes, strict=True))
-        if any(
-            values.shape[i] != n
-            for i, n in enumerate(s for s in shape if s != 1)
-            if i < values.ndim and values.size > 1
-        ):
-            raise InputError(
-                f"weights of shape {values.shape} do not fit the feature dims {features.dims} {features.sizes}"
-            )
-        weights = np.broadcast_to(values.reshape(shape), features.sizes)
-    return _checked("weights", np.asarray(weights).reshape(-1), features.size)
-
-
-def _coslat(features: Labels) -> np.ndarray:
-    for name in ("lat", "latitude", "nav_lat", "y", "Latitude", "LAT"):
-        coord = features.coords.get(name)
-        if coord is not None and np.issubdtype(coord.values.dtype, np.number):
-            degrees = features.flattened("feature").coords[name].values.astype(np.float64)
-            return np.sqrt(np.clip(np.cos(np.deg2rad(degrees)), 0.0, None))
-    raise InputError(
-        f"weights='coslat' needs a latitude coordinate; the features have {', '.join(features.coords) or 'none'}"
-    )
-
-
-def _checked(what: str, values: Any, size: int) -> np.ndarray:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} are not numbers: {error}") from error
-    if array.shape != (size,):
-        raise InputError(f"{what} have shape {array.shape}: {size} are needed")
-    if not np.isfinite(array).all() or (array < 0).any():
-        worst = int(np.argmax(~(np.isfinite(array) & (array >= 0))))
-        raise InputError(f"{what} must be finite and not negative: number {worst} is {array[worst]}")
-    return array
 
 
 def _side(labels: Labels) -> str:

@@ -232,8 +232,7 @@ class _Sample:
         if cost.sample is None:
             return cls()
         taken = spans(cost.sample)
-        read = sum(X.source.touched(X.side, span) for span in taken)
-        return cls(read, sum(X.stretch(span).kept_nbytes(dtype) for span in taken), cost.sample_walks)
+        return cls(X.spans_nbytes(taken), X.spans_kept_nbytes(taken, dtype), cost.sample_walks)
 
     def read(self, keep: int) -> int:
         """Bytes of all walks, where so many are kept."""

@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import issparse
 
-from pipeline.errors import InputError, NonfiniteError
+from pipeline.errors import InputError
 from pipeline.flag import Flag, checked_type
-from pipeline.kernels.blocks import careful, doubled, magnitudes, working_dtype
+from pipeline.kernels.blocks import careful, doubled, like, magnitudes, working_dtype
 from pipeline.kernels.em import imputed
 from pipeline.kernels.implicit import ImplicitBlock
-from pipeline.kernels.linalg import fix_signs, orthonormal, principal_angles
+from pipeline.kernels.linalg import principal_angles
 from pipeline.kernels.sparse import SparseBlock, as_compressed
 from pipeline.labels import Labels
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Subspace"]
-
-_TINY = np.finfo(float).tiny
+__all__ = ["Subspace", "same"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +123,11 @@ class Subspace:
         """(k, d) components with zeros where there is no feature."""
         return self.components if self.present.all() else np.where(self.present, self.components, 0)
 
+    @property
+    def wide_basis(self) -> np.ndarray:
+        """(k, d) the same in double precision."""
+        return np.asarray(self.basis, doubled(self.basis.dtype))
+
     @cached_property
     def factor(self) -> np.ndarray:
         """(d,) weights / scale, the diagonal of D; zero where there is no feature."""
@@ -171,8 +174,8 @@ class Subspace:
         InputError
             When the numbers of features differ.
         """
-        self._check_same_features(other)
-        return principal_angles(_wide(self.basis), _wide(other.basis))
+        self.check_same_features(other)
+        return principal_angles(self.wide_basis, other.wide_basis)
 
     def align(self, other: Subspace) -> Subspace:
         """The same subspace with its components turned to lie as near as they can to those of `other`.
@@ -180,61 +183,23 @@ class Subspace:
         The turn is the orthogonal Procrustes rotation (Schönemann 1966); singular values become the norms of the turned
         score columns, so that scores of two versions can be compared.
         """
-        self._check_same_features(other)
-        if other.k < self.k:
-            raise InputError(f"cannot align {self.k} components to {other.k}: truncate({other.k}) first")
-        if self.turn is not None:
-            return self.principal.align(other)
-        a, b = _wide(self.basis), _wide(other.basis)
-        u, _, vt = np.linalg.svd(b[: self.k] @ a.conj().T)
-        turn = u @ vt
-        squares = np.square(self.singular_values, dtype=np.float64)
-        moments = (turn * squares) @ turn.conj().T
-        values = np.sqrt(np.maximum(np.diag(moments).real, 0.0))
-        coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
-        outside = np.sqrt(magnitudes(turn) @ (self.residual * squares) ** 2)
-        components = (turn @ np.where(self.present, self.components, 0)).astype(self.components.dtype)
-        return replace(
-            self,
-            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
-            singular_values=values,
-            residual=np.hypot(coupling, outside) / np.maximum(values**2, np.finfo(float).tiny),
-            # A turn mixes the components: what is certified is their whole span, and so every part of it is not.
-            angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
-            turn=turn * np.asarray(self.singular_values, np.float64),
-        )
+        from pipeline.turning import turned
+
+        return turned(self, other)
 
     @property
     def principal(self) -> Subspace:
         """The same subspace with principal components, in which the scores are uncorrelated: no longer turned."""
-        turn = self.turn
-        if turn is None or not np.allclose(np.linalg.norm(turn, axis=1), self.singular_values, rtol=1e-6):
-            return self if turn is None else replace(self, turn=None)
-        left, values, _ = np.linalg.svd(turn, full_matrices=False)
-        components = left.conj().T @ _wide(self.basis)
-        components = components * fix_signs(components)[:, None]
-        return replace(
-            self,
-            components=np.where(self.present, components, np.nan).astype(self.components.dtype),
-            singular_values=values,
-            residual=np.full(self.k, float(np.max(self._outside(), initial=0.0))) / np.maximum(values**2, _TINY),
-            angle_bounds=np.append(np.full(self.k - 1, np.pi / 2), self.angle_bound)[: self.k],
-            turn=None,
-        )
+        from pipeline.turning import principal
 
-    def _outside(self) -> np.ndarray:
-        """(k,) norms of what C maps out of the span, as far as the residuals tell; a turn stays inside."""
-        squares = np.square(self.singular_values, dtype=np.float64)
-        if self.turn is None:
-            return self.residual * squares
-        moments = self.turn @ self.turn.conj().T
-        coupling = np.linalg.norm(moments - np.diag(np.diag(moments)), axis=1)
-        return np.sqrt(np.maximum((self.residual * squares) ** 2 - coupling**2, 0.0))
+        return principal(self)
 
     def truncate(self, k: int) -> Subspace:
         """The first k components; raises InputError when k is not in 1..self.k."""
         if not 1 <= k <= self.k:
             raise InputError(f"cannot keep {k} of {self.k} components: choose 1 to {self.k}")
+        from pipeline.merging import left_out
+
         return replace(
             self,
             components=self.components[:k],
@@ -242,7 +207,7 @@ class Subspace:
             residual=self.residual[:k],
             angle_bounds=self.angle_bounds[:k],
             turn=None if self.turn is None else self.turn[:k],
-            left_out=self.left_out if k == self.k else self._left_out(k),
+            left_out=self.left_out if k == self.k else left_out(self, k),
         )
 
     def flag(self, flag_type: Any) -> Flag:
@@ -270,43 +235,9 @@ class Subspace:
         InputError
             When features, weights, scale or centring differ.
         """
-        if self.turn is not None or other.turn is not None:
-            return self.principal.merge(other.principal, n_components)
-        self._check_mergeable(other)
-        n = self.n_samples + other.n_samples
-        gap = (np.where(self.present, self.mean, 0.0) - np.where(other.present, other.mean, 0.0)) * self.factor
-        shift = np.sqrt(self.n_samples * other.n_samples / n) if n else 0.0
-        rows = [s.singular_values[:, None] * _wide(s.basis) for s in (self, other)]
-        if self.centered:
-            rows.append(shift * gap[None, :])
-        stacked = np.concatenate(rows)
-        # The SVD of a few long rows through the QR of their transpose: d x r, never d x d.
-        q = orthonormal(stacked.conj().T)
-        _, values, vt = np.linalg.svd(stacked @ q, full_matrices=False)
-        spread = sum(s.total_variance * s.dof for s in (self, other)) + shift**2 * float(np.vdot(gap, gap).real)
-        mean = (self.n_samples * self.mean + other.n_samples * other.mean) / n if n else self.mean
-        dof = max(n - 1.0, 0.0) if self.centered else n
-        k = min(n_components or max(self.k, other.k), values.size)
-        tails = self._tails() + other._tails()
-        tail = float(tails.sum())
-        dtype = _like(self.components.dtype, other.components)
-        components = (vt[:k] @ q.conj().T).astype(dtype)
-        components = components * fix_signs(components)[:, None].astype(dtype)
-        squares = np.append(values**2, 0.0)
-        room = squares[:k] - squares[1 : k + 1] - tail
-        sine = np.divide(tail, room, out=np.ones(k), where=room > tail)
-        return replace(
-            self,
-            components=np.where(self.present, components, np.nan).astype(dtype),
-            singular_values=values[:k],
-            mean=mean,
-            n_samples=n,
-            total_variance=spread / dof if dof else 0.0,
-            residual=tail / np.maximum(squares[:k], max(1e-16 * float(squares[0]), np.finfo(float).tiny)),
-            angle_bounds=np.arcsin(np.clip(sine, 0.0, 1.0)),
-            passes=max(self.passes, other.passes),
-            left_out=tails + np.array([squares[k], 0.0]),
-        )
+        from pipeline.merging import merged
+
+        return merged(self, other, n_components)
 
     def update(
         self,
@@ -373,31 +304,9 @@ class Subspace:
 
     def of_rows(self, rows: np.ndarray, sample_weights: np.ndarray | None = None) -> Subspace:
         """The exact, untruncated subspace of a few samples (m, d), with this one's weights, scale and centring."""
-        rows = rows.toarray() if hasattr(rows, "toarray") else np.atleast_2d(np.asarray(rows))
-        rows = rows.astype(doubled(rows.dtype), copy=False)
-        self._check_width(rows)
-        values = rows[:, self.present]
-        if not np.isfinite(values).all():
-            raise NonfiniteError("rows to update with hold NaN or Inf: fill or leave out those samples")
-        counts = np.ones(len(rows)) if sample_weights is None else np.asarray(sample_weights, np.float64)
-        if counts.shape != (len(rows),) or not np.isfinite(counts).all() or (counts < 0).any():
-            raise InputError(f"sample_weights must be {len(rows)} finite numbers that are not negative")
-        n, mean = float(counts.sum()), np.full(self.n_features, np.nan, rows.dtype)
-        pilot = values[0] if len(rows) else 0.0
-        mean[self.present] = pilot + (counts / n) @ (values - pilot) if n else 0.0
-        spread = (np.where(self.present, rows, 0.0) - np.where(self.present, mean, 0.0)) * self.factor
-        z = spread if self.centered else np.where(self.present, rows, 0.0) * self.factor
-        roots = np.sqrt(counts)[:, None]
-        _, s, vt = np.linalg.svd(z * roots, full_matrices=False)
-        part = replace(self, mean=mean, n_samples=n, turn=None, left_out=None)
-        return replace(
-            part,
-            components=vt,
-            singular_values=s,
-            total_variance=float(magnitudes(spread * roots).sum() / part.dof) if part.dof else 0.0,
-            residual=np.zeros(s.size),
-            angle_bounds=np.zeros(s.size),
-        )
+        from pipeline.merging import of_rows
+
+        return of_rows(self, rows, sample_weights)
 
     def project(self, rows: Any) -> np.ndarray:
         """Scores (m, k) of samples (m, d) in the data's own units, (rows - mean) D components^H.
@@ -411,8 +320,8 @@ class Subspace:
         if hasattr(rows, "times"):
             return self._project_implicit(rows, lens)
         rows = np.atleast_2d(np.asarray(rows))
-        self._check_width(rows)
-        own = _like(working_dtype(rows.dtype), lens)
+        self.check_width(rows)
+        own = like(working_dtype(rows.dtype), lens)
         dtype = careful(own, 4 * rows.size)  # of large blocks a copy in double precision is dear
         # Subtract what the dtype can hold of the mean, then correct by the rest: nothing large cancels.
         pilot = self.offset.astype(dtype)
@@ -460,7 +369,7 @@ class Subspace:
         scores = np.atleast_2d(np.asarray(scores))
         if scores.shape[1] != self.k:
             raise InputError(f"scores have {scores.shape[1]} columns, the subspace has {self.k} components")
-        dtype = _like(working_dtype(scores.dtype), self.components)
+        dtype = like(working_dtype(scores.dtype), self.components)
         stretch = np.divide(1.0, self.factor, out=np.zeros_like(self.factor), where=self.factor != 0)
         rows = scores.astype(dtype) @ (self.basis * stretch).astype(dtype) + self.offset.astype(dtype)
         return rows if self.present.all() else np.where(self.present, rows, np.nan).astype(dtype)
@@ -495,7 +404,7 @@ class Subspace:
         """Equal bit for bit, dtypes included; the attributes of coordinates do not count."""
         if not isinstance(other, Subspace):
             return NotImplemented
-        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return all(same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -529,50 +438,19 @@ class Subspace:
             f"<tbody>{''.join(rows)}</tbody></table>{more}</div>"
         )
 
-    def _tail(self) -> float:
-        """Bound on the spectral norm of what the kept components leave of Z^T Z."""
-        return float(self._tails().sum())
-
-    def _tails(self) -> np.ndarray:
-        """Bounds on the norms of the two parts of it: what was left out, and what couples with the components.
-
-        Merging adds the parts up. The first one is positive semidefinite, so that its trace, which is known, bounds it.
-        """
-        squares = np.square(self.singular_values, dtype=np.float64)
-        energy = self.total_variance * self.dof
-        if not self.centered:
-            energy += self.n_samples * float(magnitudes(np.where(self.present, self.mean, 0) * self.factor).sum())
-        rest = max(energy - float(squares.sum()), 0.0) + 1e-14 * energy
-        if self.left_out is not None:
-            return np.array([min(rest, float(self.left_out[0])), float(self.left_out[1])])
-        return np.array([min(rest, float(squares.min(initial=np.inf))), float(np.max(self._outside(), initial=0.0))])
-
-    def _left_out(self, k: int) -> np.ndarray | None:
-        """What is left out when only the first k components stay; None where the residuals tell."""
-        if self.left_out is None and self.turn is None:
-            return None
-        factor = np.diag(np.asarray(self.singular_values, np.float64)) if self.turn is None else self.turn
-        dropped = np.linalg.norm(factor[k:], 2) ** 2, np.linalg.norm(factor[:k] @ factor[k:].conj().T, 2)
-        return self._tails() + np.array(dropped)
-
-    def _check_width(self, rows: np.ndarray) -> None:
+    def check_width(self, rows: np.ndarray) -> None:
+        """Raise InputError when rows (m, d) have another width."""
         if rows.ndim != 2 or rows.shape[1] != self.n_features:
             raise InputError(f"rows of shape {rows.shape}: the subspace has {self.n_features} features")
 
-    def _check_same_features(self, other: Subspace) -> None:
+    def check_same_features(self, other: Subspace) -> None:
+        """Raise InputError when the numbers of features differ."""
         if self.n_features != other.n_features:
             raise InputError(f"the subspaces have {self.n_features} and {other.n_features} features")
 
-    def _check_mergeable(self, other: Subspace) -> None:
-        self._check_same_features(other)
-        for name in ("scale", "weights", "centered"):
-            if not _same(getattr(self, name), getattr(other, name)):
-                raise InputError(f"cannot merge: the subspaces were fitted with different {name}")
-        if not np.array_equal(self.present, other.present):
-            raise InputError("cannot merge: the subspaces miss different features")
 
-
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Whether two fields of subspaces are equal bit for bit, NaN to NaN."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
     if isinstance(a, Labels) and isinstance(b, Labels):
@@ -580,15 +458,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return False
     return bool(a == b)
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, doubled(values.dtype))
-
-
-def _like(dtype: np.dtype[Any], other: np.ndarray) -> np.dtype[Any]:
-    """The dtype, complex where the other values are."""
-    return np.result_type(dtype, np.complex64) if other.dtype.kind == "c" else dtype
 
 
 def _open(angle: float) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import InputError, NonfiniteError
 from pipeline.kernels.linalg import eigh_descending, fix_signs, orthonormal
 from pipeline.labels import Labels
+from pipeline.merging import check_mergeable, tail_of
 from pipeline.subspace import Subspace
 
 __all__ = ["aligned", "check_change", "discounted", "extended", "reweighed", "subtracted"]
@@ -60,7 +61,7 @@ def subtracted(S: Subspace, part: Subspace) -> Subspace:
     what may have been lost. Raises InputError when `part` cannot be a part of S.
     """
     S, part = _real(S), _real(part)
-    S._check_mergeable(part)
+    check_mergeable(S, part)
     n = S.n_samples - part.n_samples
     if n < 1 - 1e-9:
         raise InputError(
@@ -77,7 +78,7 @@ def subtracted(S: Subspace, part: Subspace) -> Subspace:
     loud = float(np.square(inner).sum() + np.square(outer).sum())
     spread = S.total_variance * S.dof - part.total_variance * part.dof
     spread -= S.n_samples * part.n_samples / n * float(shift @ shift)
-    tail = S._tail() + part._tail() + (10 + np.sqrt(len(theta))) * _EPS * loud
+    tail = tail_of(S) + tail_of(part) + (10 + np.sqrt(len(theta))) * _EPS * loud
     scale = max(float(S.singular_values.max(initial=0.0)) ** 2, _TINY)
     if spread < -1e-9 * (S.total_variance * S.dof + _TINY) or theta[-1] < -max(tail, 1e-9 * scale):
         raise InputError("these rows cannot have been among the samples: there is less variance without them than none")
@@ -108,7 +109,7 @@ def reweighed(S: Subspace, weights: np.ndarray) -> Subspace:
     turned = replace(S, weights=new)
     if not S.centered:
         spread -= S.n_samples * float(np.square(np.where(S.present, S.mean, 0.0) * turned.factor).sum())
-    tail = S._tail() * most + (10 + np.sqrt(len(theta))) * _EPS * float(theta.sum())
+    tail = tail_of(S) * most + (10 + np.sqrt(len(theta))) * _EPS * float(theta.sum())
     return _cut(turned, theta, vectors, q, tail, S.n_samples, max(spread, 0.0), S.mean)
 
 
@@ -138,7 +139,7 @@ def extended(S: Subspace, columns: np.ndarray, scores: np.ndarray, weights: np.n
     lens[: S.k, : S.n_features], lens[S.k :, S.n_features :] = S.basis, np.eye(c)
     squares = values**2
     # Z^T Z couples what the kept components leave with the new columns.
-    rest = S._tail()
+    rest = tail_of(S)
     tail = rest + np.sqrt(rest) * float(np.linalg.norm(z, 2)) if rest > 0 else 0.0
     old = np.ones(S.n_features) if S.weights is None else S.weights
     joined = replace(

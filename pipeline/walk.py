@@ -186,14 +186,14 @@ def bytes_walked(matrix: Matrix, fold: Fold[Any]) -> int:
     """Decoded bytes of all blocks that a fold does not skip."""
     if not isinstance(fold, Skipping):
         return matrix.bytes_a_pass
-    return sum(matrix.source.touched(matrix.side, np.array(at)) for at in unskipped(fold, matrix.cuts))
+    return matrix.spans_nbytes(unskipped(fold, matrix.cuts))
 
 
 def _kept_lengths(matrix: Matrix, fold: Fold[Any], keep: Keep, runs: list[tuple[int, int]]) -> list[int]:
     """How many blocks of each run are kept; of a few that are taken of many, all or none."""
     if not isinstance(fold, Skipping):
         return keep.lengths(runs, matrix.kept_nbytes(fold.dtype))
-    held = sum(matrix.stretch(np.array(at)).kept_nbytes(fold.dtype) for at in unskipped(fold, matrix.cuts))
+    held = matrix.spans_kept_nbytes(unskipped(fold, matrix.cuts), fold.dtype)
     return [b - a if held <= keep.nbytes else 0 for a, b in runs]
 
 

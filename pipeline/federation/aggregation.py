@@ -19,6 +19,7 @@ from pipeline.federation.procrustes import procrustes
 from pipeline.federation.projector_mean import projector_mean
 from pipeline.federation.trimmed import trimmed
 from pipeline.kernels.linalg import fix_signs, principal_angles
+from pipeline.merging import check_mergeable
 from pipeline.subspace import Subspace
 
 __all__ = ["AGGREGATIONS", "ROBUST", "aggregate", "check_options", "stored"]
@@ -155,7 +156,7 @@ def _members(subspaces: Sequence[Subspace], method: str, n_components: Any) -> t
         if not (np.isfinite(s.basis).all() and np.isfinite(s.singular_values).all()):
             raise InputError(f"subspace {j} holds NaN or Inf")
         try:
-            subspaces[0]._check_mergeable(s)
+            check_mergeable(subspaces[0], s)
         except InputError as error:
             raise InputError(f"subspace {j} beside subspace 0: {error}") from None
     ranks = [s.k for s in subspaces]

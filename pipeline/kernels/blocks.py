@@ -24,6 +24,7 @@ __all__ = [
     "doubled",
     "fill_in",
     "fits_single",
+    "like",
     "magnitudes",
     "mark",
     "out_of_range",
@@ -66,6 +67,11 @@ def working_dtype(dtype: Any) -> np.dtype[Any]:
 def doubled(dtype: Any) -> np.dtype[Any]:
     """The dtype in double precision: complex128 for complex numbers, float64 for all others."""
     return np.dtype(np.complex128 if np.dtype(dtype).kind == "c" else np.float64)
+
+
+def like(dtype: np.dtype[Any], other: np.ndarray) -> np.dtype[Any]:
+    """The dtype, complex where the other values are."""
+    return np.result_type(dtype, np.complex64) if other.dtype.kind == "c" else dtype
 
 
 def single(dtype: Any) -> bool:

@@ -39,7 +39,7 @@ def eigh_descending(a: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np
         values, vectors = scipy.linalg.eigh(a, subset_by_index=(m - k, m - 1), check_finite=False)
         if values.size == k:
             return values[::-1], vectors[:, ::-1]
-    values, vectors = scipy.linalg.eigh(a, driver="evd", check_finite=False)
+    values, vectors = np.linalg.eigh(a)
     return values[::-1][:k], vectors[:, ::-1][:, :k]
 
 
@@ -66,7 +66,8 @@ def tall_qr(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Cholesky QR twice (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya 2015), which takes a few large products where
     Householder's takes many small ones, that threads of a busy machine wait for each other in; Householder's where
-    columns are not independent enough.
+    columns are not independent enough. All by NumPy: SciPy has another BLAS, whose threads would fight for the cores
+    with those of NumPy's, which still wait busily after a product.
     """
     a = np.asarray(a, dtype=doubled(a.dtype))
     sizes = np.linalg.norm(a, axis=0)
@@ -74,16 +75,16 @@ def tall_qr(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         q, r, steps = a / sizes, np.diag(sizes).astype(a.dtype), 2
         try:
             for _ in range(steps):
-                root = scipy.linalg.cholesky(q.conj().T @ q, check_finite=False)
+                root = np.linalg.cholesky(q.conj().T @ q).conj().T
                 if np.diag(root).real.min() < _INDEPENDENT:
                     break
-                q = scipy.linalg.solve_triangular(root, q.T, trans="T", check_finite=False).T
+                q = q @ np.linalg.inv(root)
                 r = root @ r
             else:
                 return q, r
         except np.linalg.LinAlgError:
             pass
-    return scipy.linalg.qr(a, mode="economic", check_finite=False)
+    return np.linalg.qr(a)
 
 
 def orthonormal(a: np.ndarray) -> np.ndarray:

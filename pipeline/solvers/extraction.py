@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from pipeline.kernels.certificate import nystrom_bounds, sine_bounds, sines_of
 from pipeline.kernels.linalg import eigh_descending, orthonormal
@@ -136,13 +135,14 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     """
     size = float(np.linalg.norm(products.inner, 2))
     shift = max(np.finfo(np.float64).eps * size * np.sqrt(products.basis.shape[0]), 2 * rounding, _TINY)
-    root = scipy.linalg.cholesky(products.inner + shift * np.eye(len(products.inner)), check_finite=False)
+    root = np.linalg.cholesky(products.inner + shift * np.eye(len(products.inner))).conj().T
+    unroot = np.linalg.inv(root)
     shifted = products.images + shift * products.basis
-    factor = scipy.linalg.solve_triangular(root, shifted.T, trans="T", overwrite_b=True, check_finite=False).T
+    factor = shifted @ unroot
     squares, turn = eigh_descending(factor.conj().T @ factor)
     k = choose(np.maximum(squares - shift, 0.0))
     vectors = orthonormal(factor @ turn[:, :k])
-    back = scipy.linalg.solve_triangular(root, turn, check_finite=False)
+    back = unroot @ turn
     # Inner products of the parts outside K, each times the root of its value; what rounds off there is added.
     parts = products.leak.conj().T @ products.leak
     tilt = back.conj().T @ parts @ back

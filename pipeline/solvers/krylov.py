@@ -42,11 +42,18 @@ _WIDE, _FEW, _MORE = 64, 32, 16
 
 
 @dataclass(frozen=True)
-class KrylovState(IterationState):
-    """With the iteration over a sample of the rows, while that is walked, and the cuts of its walks."""
+class Sampled:
+    """The iteration over a sample of the rows, and the cuts of its walks."""
 
-    sample: IterationState | None = None
-    cuts: np.ndarray | None = None
+    state: IterationState
+    cuts: np.ndarray
+
+
+@dataclass(frozen=True)
+class KrylovState(IterationState):
+    """With the iteration over a sample, while that is walked."""
+
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -133,39 +140,44 @@ class Krylov(Iteration):
 
     def init(self, X: Matrix) -> KrylovState:
         first, cuts = super().init(X), self.sample(X)
-        state = KrylovState.of(first)
-        return state if cuts is None else replace(state, sample=first, cuts=cuts)
+        return replace(KrylovState.of(first), sampled=None if cuts is None else Sampled(first, cuts))
 
     def fold(self, X: Matrix, state: IterationState) -> Any:
-        if not isinstance(state, KrylovState) or state.sample is None or state.cuts is None:
+        if not isinstance(state, KrylovState) or state.sampled is None:
             return super().fold(X, state)
-        return SampleProduct.of(super().fold(X, state.sample), state.cuts)
+        return SampleProduct.of(super().fold(X, state.sampled.state), state.sampled.cuts)
 
     def step(self, X: Matrix, state: IterationState, summary: Any) -> IterationState:
-        if not isinstance(state, KrylovState) or state.sample is None:
+        if not isinstance(state, KrylovState) or state.sampled is None:
             return super().step(X, state, summary)
-        return self._sampled(X, state, state.sample, summary)
+        return self._walked_sample(X, state, state.sampled, summary)
 
-    def _sampled(self, X: Matrix, state: KrylovState, sample: IterationState, summary: Products) -> IterationState:
-        """The state after a walk over the sample, whose leading directions, about, the first block spans at the end."""
-        over = replace(state, sample=None, cuts=None)
+    def _walked_sample(self, X: Matrix, state: KrylovState, sampled: Sampled, summary: Products) -> IterationState:
+        """The state after a walk over the sample."""
+        over, sample = replace(state, sampled=None), sampled.state
         if not summary.about.n:  # no row of it counts
             return over
         applied, sample = self._rows(X, sample, summary)
         sample = replace(sample, passes=sample.passes + 1, spread=applied.spread, loud=applied.loud)
         if not 0 < applied.energy < np.inf:
             return over
+        if sample.passes == self._walks:
+            return self._started(over, sample, applied.product)
         if sample.passes <= self._walks - _TOGETHER:
-            return replace(state, sample=replace(sample, basis=Basis.begun(orthonormal(applied.product))))
-        grown = sample.basis.grown(applied.product)
-        if sample.passes < self._walks:
-            return replace(state, sample=replace(sample, basis=self.advance(sample, grown, None, min(X.shape))))
+            basis = Basis.begun(orthonormal(applied.product))
+        else:
+            basis = self.advance(sample, sample.basis.grown(applied.product), None, min(X.shape))
+        return replace(state, sampled=replace(sampled, state=replace(sample, basis=basis)))
+
+    def _started(self, state: KrylovState, sample: IterationState, product: np.ndarray) -> IterationState:
+        """The state with a first block of the leading directions of a sample, and a little of the random one."""
+        grown = sample.basis.grown(product)
         assert sample.mean is not None
         random = state.basis.block * np.isfinite(sample.mean)[:, None]  # nothing at features that have no values here
         lead = leading(grown.known, grown.images, random.shape[1], unit_roundoff(sample.dtype))
         block = orthonormal(lead + _SHAKEN * random)
-        over = replace(over, basis=Basis.begun(block), scale=sample.scale)
-        return over if self.settings.scale else replace(over, probes=self.fresh_probes(over, (block,)))
+        state = replace(state, basis=Basis.begun(block), scale=sample.scale)
+        return state if self.settings.scale else replace(state, probes=self.fresh_probes(state, (block,)))
 
     def doubtful(self, X: Matrix, state: IterationState, answer: Leading, theta: np.ndarray) -> bool:
         """Whether a start from a sample was not so good.
