@@ -125,15 +125,17 @@ def table(shape: Shape, k: int, runs: dict[str, list[Run]], folder: Path) -> str
     best = bound(shape.store(folder), k, str(told.get("solver", "")))
     reads = told["bytes"] / told["stored"] if told else 1.0
     narrow = min(told.get("width", k + 10) / (k + 10), 1.0)  # columns beside those that the bound multiplies with
-    least = best["read"] * reads + best["multiply"] * narrow * told.get("passes", 1)
+    walked = told.get("walked", 1)
+    least = best["read"] * reads + best["multiply"] * narrow * walked
     values, _, _ = shape.exact(folder, k)
     gap = 1 - values[k] / values[k - 1]
     lines = [
         f"**{shape.name}**: {shape.n:,} x {shape.d:,} {shape.kind}, chunks {shape.chunks[0]:,} x {shape.chunks[1]:,}"
         f"{f', two workers of {shape.limit}' if shape.limit else ''}; k = {k}, gap {gap:.0%}; "
         f"one read {best['read']:.2f} s, one multiplication {best['multiply']:.2f} s; ours took {told.get('passes')} "
-        f"passes of {told.get('solver')}, {reads:.1f} reads: bound {least:.1f} s, with a promise of "
-        f"{promised / 1e9:.2f} GB a worker, which the system takes {touch:.1f} s to hand out",
+        f"passes of {told.get('solver')}{f', {walked:.1f} with those over a sample' if walked % 1 else ''}, "
+        f"{reads:.1f} reads: bound {least:.1f} s, with a promise of {promised / 1e9:.2f} GB a worker, "
+        f"which the system takes {touch:.1f} s to hand out",
         "",
         "| | wall s | over ours | after imports | over ours | over the bound | CPU s | peak GB | GB read | sin "
         "| eigenvalue error | excess |",

@@ -36,6 +36,7 @@ def ours(path: str, k: int, kind: str, limit: str) -> Answer:
     walks = model.subspace_.provenance["walks"]
     told = {"solver": model.plan_.solver, "passes": model.subspace_.passes, "promised": model.plan_.peak_memory}
     told |= {"stored": X.bytes_a_pass} | ({"width": width(X)} if width else {})
+    told["walked"] = model.subspace_.passes + sum(w["blocks"] for w in walks if not w["pass"]) / model.plan_.n_blocks
     print(json.dumps({**told, "bytes": sum(w["bytes"] for w in walks)}), flush=True)
     return model.singular_values_**2, model.components_
 
