@@ -22,7 +22,7 @@ from benchmarks.contenders import CONTENDERS, HEADLINE, suits
 from benchmarks.machine import bound, handed_out
 from benchmarks.shapes import SHAPES, Genotypes, Shape
 
-_LIMITS = {"smoke": 20.0, "small": 20.0, "full": 300.0}  # seconds that a contender has
+_LIMITS = {"smoke": 30.0, "small": 30.0, "full": 300.0}  # seconds that a contender has
 _REST = 2.0  # seconds for each GB that a contender gives back, lest the next finds it warm: a host takes it back
 
 
@@ -164,7 +164,7 @@ def table(shape: Shape, k: int, runs: dict[str, list[Run]], folder: Path) -> str
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("-k", "ks", multiple=True, type=int, default=(10, 50), show_default=True)
-@click.option("--limit", type=float, help="Seconds after which a contender is stopped; default 300 of full, else 20.")
+@click.option("--limit", type=float, help="Seconds after which a contender is stopped; default 300 of full, else 30.")
 @click.option("--only", multiple=True, help="Contenders, beside ours; default all of `full`, else the headline.")
 @click.option("--shape", "shapes", multiple=True, help="Shapes; default all of the size.")
 def main(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.kernels.blocks import strips
 from pipeline.kernels.certificate import nystrom_bounds, sine_bounds, sines_of
 from pipeline.kernels.linalg import eigh_descending, orthonormal
 
@@ -137,8 +138,9 @@ def nystrom(products: Products, choose: Choice, energy: float, outside: float, r
     shift = max(np.finfo(np.float64).eps * size * np.sqrt(products.basis.shape[0]), 2 * rounding, _TINY)
     root = np.linalg.cholesky(products.inner + shift * np.eye(len(products.inner))).conj().T
     unroot = np.linalg.inv(root)
-    shifted = products.images + shift * products.basis
-    factor = shifted @ unroot
+    factor = products.images + shift * products.basis
+    for strip in strips(factor):  # in place: it may be as large as all that is known
+        strip[:] = strip @ unroot
     squares, turn = eigh_descending(factor.conj().T @ factor)
     k = choose(np.maximum(squares - shift, 0.0))
     vectors = orthonormal(factor @ turn[:, :k])
